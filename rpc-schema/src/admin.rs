@@ -1,0 +1,167 @@
+//! What operators ask beside SMAPIv2: VBDs, workers, the host.
+
+use crate::smapi2::{Mode, params};
+use crate::worker::{Counters, ImageInfo, RingParameters};
+use crate::{Histogram, smapi2::Pairs};
+use serde::{Deserialize, Serialize};
+
+/// A VBD: a VDI as one domain sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Vbd {
+    /// The frontend's domain.
+    pub domid: u16,
+    /// The device's name in the guest, for example `xvda`.
+    pub device: String,
+    /// The device's number.
+    pub devid: u32,
+    /// The backend kind: `qdisk` or `zerotap`.
+    pub kind: String,
+    /// The SR's uuid; absent when the backend directory names none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sr: Option<String>,
+    /// The VDI's key; absent when the backend directory names none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vdi: Option<String>,
+    /// Read-only or read-write, as the toolstack ordered.
+    pub mode: Mode,
+    /// The backend's XenBus state, in words: `initialising`, `init-wait`, `connected` ...
+    pub state: String,
+    /// The frontend's XenBus state, in words.
+    pub frontend_state: String,
+    /// The worker that serves it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<String>,
+    /// Since when it is in this state, RFC 3339.
+    pub since: String,
+    /// The datapaths that hold the VDI, for example `vbd/5/xvda`.
+    pub held_by: Vec<String>,
+    /// What is wrong and what to do; absent when all is well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
+}
+
+/// A VBD with all that its worker knows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct VbdStat {
+    /// The VBD as in `VBD.list`.
+    pub vbd: Vbd,
+    /// The ring; absent while it is not connected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ring: Option<RingParameters>,
+    /// The image; absent while no worker serves it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageInfo>,
+    /// Counters since the worker began to serve the VBD.
+    pub counters: Counters,
+    /// Reads, from taken off the ring to answered.
+    pub read_latency: Histogram,
+    /// Writes.
+    pub write_latency: Histogram,
+    /// Flushes and barriers.
+    pub flush_latency: Histogram,
+}
+
+/// A datapath worker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Worker {
+    /// Its id: the name of its socket.
+    pub id: String,
+    /// The SR's uuid.
+    pub sr: String,
+    /// The VDI's key.
+    pub vdi: String,
+    /// Its process.
+    pub pid: u32,
+    /// `serving`, or `dead`.
+    pub state: String,
+    /// Its program's version.
+    pub version: String,
+    /// Since when, RFC 3339.
+    pub since: String,
+    /// Resident memory, KiB.
+    pub rss_kib: u64,
+    /// Its VBDs as `domid/devid`.
+    pub vbds: Vec<String>,
+}
+
+/// Something that is not as it should be.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Trouble {
+    /// What: a VDI, a VBD, a worker, xenstore.
+    pub what: String,
+    /// What is wrong.
+    pub problem: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+/// The daemon and its host.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct HostStatus {
+    /// The daemon's version.
+    pub version: String,
+    /// `xen` or `sim`.
+    pub host: String,
+    /// The daemon's process.
+    pub pid: u32,
+    /// Since when it runs, RFC 3339.
+    pub since: String,
+    /// The host's boot id.
+    pub boot_id: String,
+    /// Whether xenstored answers.
+    pub xenstore: bool,
+    /// The kernel's release, and which I/O engine workers use and why.
+    pub engine: Pairs,
+    /// Attached SRs.
+    pub srs: u32,
+    /// VDIs with a datapath.
+    pub vdis: u32,
+    /// Workers alive.
+    pub workers: u32,
+    /// VBDs connected.
+    pub vbds: u32,
+    /// What is degraded and what to do; empty when all is well.
+    pub trouble: Vec<Trouble>,
+}
+
+params! {
+    /// One VBD.
+    pub struct VbdParams {
+        /// The domain.
+        pub domid: u16,
+        /// The device's name in the guest, for example `xvda`.
+        pub device: String,
+    }
+    /// `VBD.plug`: what a toolstack does, for hosts without XAPI.
+    pub struct VbdPlugParams {
+        /// The domain.
+        pub domid: u16,
+        /// The device's name in the guest, for example `xvda`.
+        pub device: String,
+        /// The SR's uuid.
+        pub sr: String,
+        /// The VDI's key; it must be activated.
+        pub vdi: String,
+        /// Plug it read-only.
+        #[serde(default)]
+        pub read_only: bool,
+    }
+    /// `VBD.unplug`.
+    pub struct VbdUnplugParams {
+        /// The domain.
+        pub domid: u16,
+        /// The device's name in the guest, for example `xvda`.
+        pub device: String,
+        /// Do not wait for the guest.
+        #[serde(default)]
+        pub force: bool,
+        /// How long the guest may take to let go, seconds; 30 when absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub timeout_seconds: Option<u32>,
+    }
+}

@@ -1,0 +1,53 @@
+//! What a JSON-RPC method is, and the macro that turns one table into types and documents.
+
+use serde::{Serialize, de::DeserializeOwned};
+
+#[cfg(feature = "schema")]
+/// What a type must offer to be documented.
+pub trait Documented: schemars::JsonSchema {}
+#[cfg(feature = "schema")]
+impl<T: schemars::JsonSchema> Documented for T {}
+
+#[cfg(not(feature = "schema"))]
+/// What a type must offer to be documented: nothing in a build without schemas.
+pub trait Documented {}
+#[cfg(not(feature = "schema"))]
+impl<T> Documented for T {}
+
+/// A JSON-RPC method: its wire name, what it takes and what it gives back.
+pub trait Method {
+    /// The name on the wire, for example `VDI.attach3`.
+    const NAME: &'static str;
+    /// One line for people.
+    const SUMMARY: &'static str;
+    /// The named parameters. Unknown ones are refused.
+    type Params: Serialize + DeserializeOwned + Documented + Send + 'static;
+    /// The result.
+    type Output: Serialize + DeserializeOwned + Documented + Clone + Send + Sync + 'static;
+}
+
+/// One row a method: `/// summary`, then `"wire name" => Type(Params) -> Output;`.
+macro_rules! methods {
+    ($( #[doc = $doc:literal] $name:literal => $type:ident($params:ty) -> $output:ty; )+) => {
+        $(
+            #[doc = $doc]
+            #[derive(Debug)]
+            pub enum $type {}
+            impl $crate::method::Method for $type {
+                const NAME: &'static str = $name;
+                const SUMMARY: &'static str = $doc.trim_ascii();
+                type Params = $params;
+                type Output = $output;
+            }
+        )+
+
+        /// The wire name of every method, in the order of the table.
+        pub const NAMES: &[&str] = &[$($name),+];
+
+        #[cfg(feature = "schema")]
+        pub(crate) fn describe(generator: &mut schemars::SchemaGenerator) -> Vec<serde_json::Value> {
+            vec![$( $crate::openrpc::entry::<$type>(generator) ),+]
+        }
+    };
+}
+pub(crate) use methods;

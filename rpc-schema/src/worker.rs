@@ -1,0 +1,225 @@
+//! The control protocol between the daemon and a datapath worker.
+//!
+//! A unix stream socket on which the worker listens; one JSON object a line, at most
+//! [`LINE_BYTES_MAX`] long, a newline at its end. The daemon numbers its requests, the worker answers
+//! each with the same number, not always in order (a disconnect waits until the disk has drained).
+//! `Connect` carries a descriptor (SCM_RIGHTS) with the first byte of its line.
+//! The daemon opens with [`Request::Hello`]; a worker that speaks no version asked for says so.
+
+use crate::latency::Histogram;
+use serde::{Deserialize, Serialize};
+
+/// The version of this protocol.
+pub const PROTOCOL: u32 = 1;
+/// The longest line that either side accepts, newline included.
+pub const LINE_BYTES_MAX: usize = 256 * 1024;
+/// The most disks (VBDs) that one worker serves of its VDI.
+pub const VBDS_MAX: usize = 16;
+
+/// A VBD of this host: which domain's disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct VbdId {
+    /// The frontend's domain.
+    pub domid: u16,
+    /// The virtual device's number, for example 51712 for `xvda`.
+    pub devid: u32,
+}
+
+impl std::fmt::Display for VbdId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.domid, self.devid)
+    }
+}
+
+/// The layout of the ring's entries, as the frontend's `protocol` key names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub enum Abi {
+    /// 112-byte entries. Also Arm's layout.
+    #[serde(rename = "x86_64-abi")]
+    X86_64,
+    /// 108-byte entries. What an absent key means on x86.
+    #[serde(rename = "x86_32-abi")]
+    X86_32,
+}
+
+/// What a frontend published, validated by the daemon.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct RingParameters {
+    /// Grant references of the ring's pages: 1, 2, 4, 8 or 16.
+    pub ring_refs: Vec<u32>,
+    /// The frontend's event channel port.
+    pub port: u32,
+    /// The entries' layout.
+    pub protocol: Abi,
+    /// Whether the frontend keeps its grants (both ends must have offered it).
+    pub persistent: bool,
+}
+
+/// What the daemon asks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Ask {
+    /// First on every connection. Answer: [`Answer::Hello`].
+    Hello {
+        /// The daemon's [`PROTOCOL`].
+        protocol: u32,
+    },
+    /// Serve a ring. Carries one descriptor: an event channel device of its own
+    /// (`/dev/xen/evtchn`, or the simulated host's directory). Answer: [`Answer::Done`], once the
+    /// ring is mapped, the port is bound and requests are taken.
+    Connect {
+        /// Which disk.
+        vbd: VbdId,
+        /// Refuse writes, whatever the frontend believes.
+        read_only: bool,
+        /// The frontend's ring.
+        ring: RingParameters,
+    },
+    /// Stop taking requests, finish those taken, unmap, unbind. Answer: [`Answer::Done`], once the
+    /// worker holds nothing of the guest any more. Succeeds for a VBD that is not connected.
+    Disconnect {
+        /// Which disk.
+        vbd: VbdId,
+    },
+    /// Answer: [`Answer::Stat`].
+    Stat,
+    /// Disconnect all, flush the image, exit 0. Answer: [`Answer::Done`], just before.
+    Shutdown,
+}
+
+/// A line from the daemon.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Request {
+    /// The daemon's number for this request.
+    pub id: u64,
+    /// What it asks.
+    pub ask: Ask,
+}
+
+/// The image as the worker found it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct ImageInfo {
+    /// Capacity in 512-byte sectors, whatever `sector_bytes` says.
+    pub sectors: u64,
+    /// The logical sector: 512 or 4096 bytes.
+    pub sector_bytes: u32,
+    /// The physical sector, bytes.
+    pub physical_sector_bytes: u32,
+    /// What direct I/O wants of a buffer's address and length, bytes.
+    pub memory_align_bytes: u32,
+}
+
+/// What the worker answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "snake_case")]
+pub enum Answer {
+    /// To [`Ask::Hello`].
+    Hello {
+        /// The worker's [`PROTOCOL`].
+        protocol: u32,
+        /// The worker's version.
+        version: String,
+        /// Its process id.
+        pid: u32,
+        /// What it serves.
+        image: ImageInfo,
+        /// The most segments that an indirect request may have.
+        indirect_segments_max: u32,
+        /// The highest ring order that it maps.
+        ring_page_order_max: u32,
+        /// The VBDs that are connected, for a daemon that came back.
+        connected: Vec<Connected>,
+    },
+    /// The request took effect.
+    Done,
+    /// To [`Ask::Stat`]: every VBD that is or was connected since the worker started.
+    Stat {
+        /// One a VBD.
+        vbds: Vec<VbdCounters>,
+    },
+    /// The request did not take effect.
+    Error {
+        /// What was asked, what is wrong.
+        text: String,
+    },
+}
+
+/// A line from the worker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Reply {
+    /// The request's number.
+    pub id: u64,
+    /// The answer.
+    pub answer: Answer,
+}
+
+/// A VBD that a worker serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connected {
+    /// Which disk.
+    pub vbd: VbdId,
+    /// With which ring.
+    pub ring: RingParameters,
+    /// Set once the frontend broke the ring's protocol: it is served no longer.
+    pub broken: bool,
+}
+
+/// Counters of one VBD since its worker began to serve it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Counters {
+    /// Reads, writes and flushes answered with success.
+    pub reads: u64,
+    /// See `reads`.
+    pub writes: u64,
+    /// See `reads`; barriers too.
+    pub flushes: u64,
+    /// Bytes that the guest read.
+    pub read_bytes: u64,
+    /// Bytes that the guest wrote.
+    pub write_bytes: u64,
+    /// Requests answered with an error because they were malformed, out of range or forbidden.
+    pub refused: u64,
+    /// Requests answered with an error because the image failed.
+    pub io_errors: u64,
+    /// Requests taken and not answered yet.
+    pub in_flight: u32,
+    /// Data bytes whose pages the device reached through a mapping.
+    pub mapped_bytes: u64,
+    /// Data bytes that the worker copied (bounce buffer).
+    pub copied_bytes: u64,
+    /// Pages mapped now, the ring's own left out.
+    pub mapped_pages: u32,
+    /// Of those, pages of persistent grants.
+    pub persistent_pages: u32,
+    /// Map calls made.
+    pub map_calls: u64,
+    /// Events received from the guest.
+    pub events: u64,
+    /// Events sent to the guest.
+    pub notifications: u64,
+    /// Times that a sweep took requests off the ring.
+    pub sweeps: u64,
+}
+
+/// Counters and latencies of one VBD.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct VbdCounters {
+    /// Which disk.
+    pub vbd: VbdId,
+    /// Set once the frontend broke the ring's protocol.
+    pub broken: bool,
+    /// What was counted.
+    pub counters: Counters,
+    /// From taking a read off the ring to pushing its answer.
+    pub read_latency: Histogram,
+    /// The same for writes.
+    pub write_latency: Histogram,
+    /// The same for flushes and barriers.
+    pub flush_latency: Histogram,
+}
