@@ -1,0 +1,210 @@
+//! What a request may be: a descriptor is judged once, and becomes a plan or a refusal.
+//!
+//! Pure. The checks are those of Linux `drivers/block/xen-blkback/blkback.c` and more: every number
+//! here was written by a guest.
+
+use super::abi::{
+    Body, Descriptor, INDIRECT_PAGES_MAX, OP_FLUSH_DISKCACHE, OP_INDIRECT, OP_READ, OP_WRITE,
+    OP_WRITE_BARRIER, SEGMENTS_INLINE_MAX, SEGMENTS_PER_PAGE, STATUS_EOPNOTSUPP, STATUS_ERROR,
+    Segment,
+};
+
+/// Segments of an indirect request that this back end accepts: 1 MiB in whole pages.
+pub const INDIRECT_SEGMENTS_MAX: usize = 256;
+/// Bytes of a sector on the wire, whatever the disk's sector is.
+pub const SECTOR_BYTES: u64 = 512;
+/// Sectors of a granted page.
+const SECTORS_PER_PAGE: u8 = 8;
+
+/// What a disk allows.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Capacity in 512-byte sectors.
+    pub sectors: u64,
+    /// The logical sector in bytes: 512 or 4096.
+    pub sector_bytes: u32,
+    /// Refuse all that writes.
+    pub read_only: bool,
+}
+
+/// What a request does to the data, apart from flushes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transfer {
+    /// Image to guest.
+    Read,
+    /// Guest to image.
+    Write,
+    /// None: a flush or barrier without data.
+    None,
+}
+
+/// A judged request, in the order of its steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Plan {
+    /// Wait for all earlier requests, and let no later one begin before this is answered.
+    pub barrier: bool,
+    /// Flush the image first.
+    pub flush_before: bool,
+    /// Then move data.
+    pub transfer: Transfer,
+    /// Then flush the image.
+    pub flush_after: bool,
+    /// Where the data begins, in 512-byte sectors.
+    pub sector: u64,
+    /// How many segments it has.
+    pub segment_count: usize,
+}
+
+/// Where a request's segments stand.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Source {
+    /// In the descriptor.
+    Inline([Segment; SEGMENTS_INLINE_MAX]),
+    /// In these granted pages.
+    Indirect([u32; INDIRECT_PAGES_MAX]),
+}
+
+/// What a guest can ask that it does not get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// An operation that was not offered.
+    #[error("the operation is not offered")]
+    Unsupported,
+    /// More segments than offered, or none where there must be some.
+    #[error("the number of segments is wrong")]
+    SegmentCount,
+    /// An indirect request for something else than a read or a write.
+    #[error("an indirect request may only read or write")]
+    IndirectOperation,
+    /// A segment that ends before it begins, or leaves its page.
+    #[error("a segment leaves its page")]
+    SegmentRange,
+    /// A start or a length that is not a multiple of the disk's sector.
+    #[error("the request is not aligned to the disk's sectors")]
+    Unaligned,
+    /// Beyond the disk's end.
+    #[error("the request leaves the disk")]
+    BeyondEnd,
+    /// A write to a read-only disk.
+    #[error("the disk is read-only")]
+    ReadOnly,
+}
+
+impl Refusal {
+    /// The answer's status.
+    #[must_use]
+    pub fn status(self) -> i16 {
+        match self {
+            Refusal::Unsupported => STATUS_EOPNOTSUPP,
+            _ => STATUS_ERROR,
+        }
+    }
+}
+
+/// Judges a descriptor without its segments.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn judge(descriptor: &Descriptor, limits: &Limits) -> Result<(Plan, Source), Refusal> {
+    let (plan, source) = match descriptor.body {
+        Body::Direct { segment_count, sector, segments } => {
+            let count = usize::from(segment_count);
+            (direct(descriptor.operation, count, sector)?, Source::Inline(segments))
+        }
+        Body::Indirect { operation, segment_count, sector, grefs } => {
+            let count = usize::from(segment_count);
+            (indirect(operation, count, sector)?, Source::Indirect(grefs))
+        }
+        Body::Other => return Err(Refusal::Unsupported),
+    };
+    let writes = plan.transfer == Transfer::Write || descriptor.operation == OP_WRITE_BARRIER;
+    if limits.read_only && writes {
+        return Err(Refusal::ReadOnly);
+    }
+    Ok((plan, source))
+}
+
+fn direct(operation: u8, count: usize, sector: u64) -> Result<Plan, Refusal> {
+    let none_allowed = matches!(operation, OP_FLUSH_DISKCACHE | OP_WRITE_BARRIER);
+    if count > SEGMENTS_INLINE_MAX || (count == 0 && !none_allowed) {
+        return Err(Refusal::SegmentCount);
+    }
+    let transfer = match (operation, count) {
+        (_, 0) => Transfer::None,
+        (OP_READ, _) => Transfer::Read,
+        _ => Transfer::Write,
+    };
+    let barrier = operation == OP_WRITE_BARRIER;
+    let flush_before = matches!(operation, OP_FLUSH_DISKCACHE | OP_WRITE_BARRIER);
+    let flush_after = barrier && transfer == Transfer::Write;
+    Ok(Plan { barrier, flush_before, transfer, flush_after, sector, segment_count: count })
+}
+
+fn indirect(operation: u8, count: usize, sector: u64) -> Result<Plan, Refusal> {
+    let transfer = match operation {
+        OP_READ => Transfer::Read,
+        OP_WRITE => Transfer::Write,
+        _ => return Err(Refusal::IndirectOperation),
+    };
+    if count == 0 || count > INDIRECT_SEGMENTS_MAX {
+        return Err(Refusal::SegmentCount);
+    }
+    Ok(Plan {
+        barrier: false,
+        flush_before: false,
+        transfer,
+        flush_after: false,
+        sector,
+        segment_count: count,
+    })
+}
+
+/// Judges a plan's segments; answers the bytes that the request moves.
+///
+/// # Errors
+/// What is wrong with them.
+pub fn judge_segments(plan: &Plan, segments: &[Segment], limits: &Limits) -> Result<u32, Refusal> {
+    debug_assert_eq!(plan.segment_count, segments.len());
+    let sectors_per_block = u64::from(limits.sector_bytes) / SECTOR_BYTES;
+    let mut sectors = 0u64;
+    for segment in segments {
+        if segment.last < segment.first || segment.last >= SECTORS_PER_PAGE {
+            return Err(Refusal::SegmentRange);
+        }
+        let length = u64::from(segment.last - segment.first) + 1;
+        let aligned = u64::from(segment.first).is_multiple_of(sectors_per_block)
+            && length.is_multiple_of(sectors_per_block);
+        if !aligned {
+            return Err(Refusal::Unaligned);
+        }
+        sectors += length;
+    }
+    if sectors > 0 && !plan.sector.is_multiple_of(sectors_per_block) {
+        return Err(Refusal::Unaligned);
+    }
+    let end = plan.sector.checked_add(sectors).ok_or(Refusal::BeyondEnd)?;
+    if sectors > 0 && end > limits.sectors {
+        return Err(Refusal::BeyondEnd);
+    }
+    u32::try_from(sectors * SECTOR_BYTES).map_err(|_| Refusal::SegmentCount)
+}
+
+/// How many pages of segments an indirect request of `segment_count` has.
+#[must_use]
+pub fn indirect_pages(segment_count: usize) -> usize {
+    segment_count.div_ceil(SEGMENTS_PER_PAGE)
+}
+
+/// The operation byte of an answer: for an indirect request the inner operation, as Linux's back end
+/// answers.
+#[must_use]
+pub fn answered_operation(descriptor: &Descriptor) -> u8 {
+    match descriptor.body {
+        Body::Indirect { operation: inner @ (OP_READ | OP_WRITE), .. } => inner,
+        Body::Indirect { .. } => OP_INDIRECT,
+        _ => descriptor.operation,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,131 @@
+//! Every rule has a request that breaks only it; random requests never escape the disk.
+
+use super::*;
+use crate::ring::abi::{ENTRY_BYTES_MAX, decode};
+use proptest::prelude::*;
+use zerotap_rpc_schema::worker::Abi;
+
+const DISK: Limits = Limits { sectors: 1000, sector_bytes: 512, read_only: false };
+const FULL: Segment = Segment { gref: 1, first: 0, last: 7 };
+
+fn direct_request(operation: u8, segment_count: u8, sector: u64) -> Descriptor {
+    let segments = [FULL; SEGMENTS_INLINE_MAX];
+    Descriptor { id: 1, operation, body: Body::Direct { segment_count, sector, segments } }
+}
+
+fn judge_all(descriptor: &Descriptor, limits: &Limits) -> Result<(Plan, u32), Refusal> {
+    let (plan, source) = judge(descriptor, limits)?;
+    let Source::Inline(segments) = source else { panic!("inline") };
+    let bytes = judge_segments(&plan, &segments[..plan.segment_count], limits)?;
+    Ok((plan, bytes))
+}
+
+#[test]
+fn a_read_and_a_write_pass() {
+    let (plan, bytes) = judge_all(&direct_request(OP_READ, 2, 984), &DISK).unwrap();
+    assert_eq!((plan.transfer, plan.barrier, bytes), (Transfer::Read, false, 8192));
+    let (plan, _) = judge_all(&direct_request(OP_WRITE, 11, 0), &DISK).unwrap();
+    assert_eq!(
+        (plan.transfer, plan.flush_before, plan.flush_after),
+        (Transfer::Write, false, false)
+    );
+}
+
+#[test]
+fn flushes_and_barriers_may_be_empty() {
+    let (plan, bytes) = judge_all(&direct_request(OP_FLUSH_DISKCACHE, 0, u64::MAX), &DISK).unwrap();
+    assert_eq!((plan.flush_before, plan.transfer, bytes), (true, Transfer::None, 0));
+    let (plan, _) = judge_all(&direct_request(OP_WRITE_BARRIER, 0, 0), &DISK).unwrap();
+    assert!(plan.barrier && plan.flush_before && !plan.flush_after);
+    let (plan, _) = judge_all(&direct_request(OP_WRITE_BARRIER, 1, 0), &DISK).unwrap();
+    assert!(plan.barrier && plan.flush_before && plan.flush_after);
+}
+
+#[test]
+fn each_rule_refuses() {
+    let refused = |descriptor: Descriptor| judge_all(&descriptor, &DISK).unwrap_err();
+    assert_eq!(refused(direct_request(OP_READ, 0, 0)), Refusal::SegmentCount);
+    assert_eq!(refused(direct_request(OP_READ, 12, 0)), Refusal::SegmentCount);
+    assert_eq!(refused(direct_request(OP_READ, 255, 0)), Refusal::SegmentCount);
+    assert_eq!(refused(direct_request(OP_READ, 1, 993)), Refusal::BeyondEnd);
+    assert_eq!(refused(direct_request(OP_READ, 1, u64::MAX - 3)), Refusal::BeyondEnd);
+    let unknown = Descriptor { id: 1, operation: 77, body: Body::Other };
+    assert_eq!(refused(unknown).status(), STATUS_EOPNOTSUPP);
+    for bad in [Segment { gref: 1, first: 3, last: 2 }, Segment { gref: 1, first: 0, last: 8 }] {
+        let body = Body::Direct { segment_count: 1, sector: 0, segments: [bad; 11] };
+        let descriptor = Descriptor { id: 1, operation: OP_READ, body };
+        assert_eq!(refused(descriptor), Refusal::SegmentRange);
+    }
+}
+
+#[test]
+fn a_read_only_disk_refuses_all_that_writes_and_flushes_on() {
+    let disk = Limits { read_only: true, ..DISK };
+    for operation in [OP_WRITE, OP_WRITE_BARRIER, OP_FLUSH_DISKCACHE] {
+        let refused = judge(&direct_request(operation, 1, 0), &disk).unwrap_err();
+        assert_eq!(refused, Refusal::ReadOnly);
+    }
+    assert_eq!(
+        judge(&direct_request(OP_WRITE_BARRIER, 0, 0), &disk).unwrap_err(),
+        Refusal::ReadOnly
+    );
+    assert!(judge(&direct_request(OP_FLUSH_DISKCACHE, 0, 0), &disk).is_ok());
+    let grefs = [1; INDIRECT_PAGES_MAX];
+    let body = Body::Indirect { operation: OP_WRITE, segment_count: 1, sector: 0, grefs };
+    let descriptor = Descriptor { id: 1, operation: OP_INDIRECT, body };
+    assert_eq!(judge(&descriptor, &disk).unwrap_err(), Refusal::ReadOnly);
+}
+
+#[test]
+fn large_sectors_ask_for_whole_pages() {
+    let disk = Limits { sector_bytes: 4096, ..DISK };
+    assert!(judge_all(&direct_request(OP_READ, 1, 8), &disk).is_ok());
+    assert_eq!(judge_all(&direct_request(OP_READ, 1, 9), &disk).unwrap_err(), Refusal::Unaligned);
+    let half = Segment { gref: 1, first: 0, last: 3 };
+    let body = Body::Direct { segment_count: 1, sector: 0, segments: [half; 11] };
+    let descriptor = Descriptor { id: 1, operation: OP_READ, body };
+    assert_eq!(judge_all(&descriptor, &disk).unwrap_err(), Refusal::Unaligned);
+}
+
+#[test]
+fn indirect_requests_are_bounded() {
+    let request = |operation, segment_count| {
+        let grefs = [1; INDIRECT_PAGES_MAX];
+        let body = Body::Indirect { operation, segment_count, sector: 0, grefs };
+        judge(&Descriptor { id: 1, operation: OP_INDIRECT, body }, &DISK)
+    };
+    assert!(request(OP_READ, 256).is_ok());
+    assert_eq!(request(OP_READ, 257).unwrap_err(), Refusal::SegmentCount);
+    assert_eq!(request(OP_READ, 0).unwrap_err(), Refusal::SegmentCount);
+    assert_eq!(request(OP_FLUSH_DISKCACHE, 1).unwrap_err(), Refusal::IndirectOperation);
+    assert_eq!((indirect_pages(1), indirect_pages(512), indirect_pages(513)), (1, 1, 2));
+}
+
+proptest! {
+    #[test]
+    fn whatever_the_bytes_a_judged_request_stays_inside(
+        entry in proptest::array::uniform32(any::<u8>()),
+        tail in proptest::collection::vec(any::<u8>(), ENTRY_BYTES_MAX - 32),
+        operation in 0u8..8,
+        count in 0u8..14,
+        native in any::<bool>(),
+        large in any::<bool>(),
+    ) {
+        let mut bytes = [0; ENTRY_BYTES_MAX];
+        bytes[..32].copy_from_slice(&entry);
+        bytes[32..].copy_from_slice(&tail);
+        bytes[0] = operation;
+        bytes[1] = count;
+        let abi = if native { Abi::X86_64 } else { Abi::X86_32 };
+        let disk = Limits { sector_bytes: if large { 4096 } else { 512 }, ..DISK };
+        let descriptor = decode(abi, &bytes);
+        if let Ok((plan, Source::Inline(segments))) = judge(&descriptor, &disk) {
+            let segments = &segments[..plan.segment_count];
+            if let Ok(bytes) = judge_segments(&plan, segments, &disk) {
+                let end = plan.sector.saturating_add(u64::from(bytes) / 512);
+                prop_assert!(bytes == 0 || end <= disk.sectors);
+                prop_assert!(bytes as usize <= segments.len() * 4096);
+            }
+        }
+    }
+}

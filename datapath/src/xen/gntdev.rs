@@ -1,0 +1,172 @@
+//! `/dev/xen/gntdev`: map a guest's granted pages, or copy out of them.
+//!
+//! Source: Linux `include/uapi/xen/gntdev.h` and `drivers/xen/gntdev.c`. MAP only records references
+//! and answers an offset; mmap at that offset makes the hypercalls, for all pages or none; munmap
+//! undoes them; UNMAP forgets the record. Must not be followed by fork.
+
+use super::{Access, CopyOut, GRANTS_PER_MAP_MAX};
+use crate::ring::shared::{PAGE_BYTES, SharedMapping};
+use rustix::io::Errno;
+use rustix::ioctl::{Direction, Opcode, Setter, Updater, ioctl, opcode};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+/// A reference in a map call.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Ref {
+    domid: u32,
+    gref: u32,
+}
+
+/// `ioctl_gntdev_map_grant_ref`; the kernel reads `count` of the references.
+#[repr(C)]
+struct MapGrantRef {
+    count: u32,
+    pad: u32,
+    index: u64,
+    refs: [Ref; GRANTS_PER_MAP_MAX],
+}
+
+/// `ioctl_gntdev_unmap_grant_ref`.
+#[repr(C)]
+struct UnmapGrantRef {
+    index: u64,
+    count: u32,
+    pad: u32,
+}
+
+/// `ioctl_gntdev_grant_copy`.
+#[repr(C)]
+struct GrantCopy {
+    count: u32,
+    segments: *mut CopySegment,
+}
+
+/// `gntdev_grant_copy_segment` with a grant as the source and an address as the destination.
+#[repr(C)]
+struct CopySegment {
+    source_gref: u32,
+    source_offset: u16,
+    source_domid: u16,
+    destination: u64,
+    bytes: u16,
+    flags: u16,
+    status: i16,
+}
+
+// The header declares the map structure with one reference: its opcode has that size.
+const MAP_GRANT_REF: Opcode = gntdev_opcode::<[u64; 3]>(0);
+const UNMAP_GRANT_REF: Opcode = gntdev_opcode::<UnmapGrantRef>(1);
+const GRANT_COPY: Opcode = gntdev_opcode::<GrantCopy>(8);
+const COPY_SOURCE_GREF: u16 = 1;
+const _: () = assert!(size_of::<CopySegment>() == 24);
+
+/// The header's opcodes carry no direction, but a size.
+const fn gntdev_opcode<T>(number: u8) -> Opcode {
+    opcode::from_components(Direction::None, b'G', number, size_of::<T>())
+}
+
+/// One domain's grants.
+#[derive(Debug)]
+pub struct Gntdev {
+    device: Rc<OwnedFd>,
+    domid: u16,
+}
+
+impl Gntdev {
+    /// The grants of domain `domid`, by an open grant device.
+    #[must_use]
+    pub fn new(device: Rc<OwnedFd>, domid: u16) -> Self {
+        Gntdev { device, domid }
+    }
+
+    /// Maps `grefs` side by side.
+    ///
+    /// # Errors
+    /// When any of them cannot be mapped; then none is.
+    pub fn map(
+        &self,
+        grefs: &[u32],
+        access: Access,
+    ) -> rustix::io::Result<(SharedMapping, MapRecord)> {
+        let count = u32::try_from(grefs.len()).map_err(|_| Errno::INVAL)?;
+        let domid = u32::from(self.domid);
+        let mut call = MapGrantRef {
+            count,
+            pad: 0,
+            index: 0,
+            refs: [Ref { domid, gref: 0 }; GRANTS_PER_MAP_MAX],
+        };
+        for (slot, &gref) in call.refs.iter_mut().zip(grefs) {
+            slot.gref = gref;
+        }
+        // SAFETY: opcode and structure are the header's; the kernel reads `count` references, which
+        // the caller keeps to the array's length, and writes `index`.
+        unsafe { ioctl(&*self.device, Updater::<MAP_GRANT_REF, _>::new(&mut call))? };
+        let record = MapRecord { device: Rc::clone(&self.device), index: call.index, count };
+        let bytes = grefs.len() * PAGE_BYTES;
+        let writable = access == Access::ReadWrite;
+        let memory = SharedMapping::map(&*self.device, call.index, bytes, writable)?;
+        Ok((memory, record))
+    }
+
+    /// Copies out of granted pages in one call.
+    ///
+    /// # Errors
+    /// When any of them cannot be copied.
+    pub fn copy_out(&self, copies: &mut [CopyOut<'_>]) -> rustix::io::Result<()> {
+        let mut segments = Vec::with_capacity(copies.len());
+        for copy in copies.iter_mut() {
+            if copy.to.len() > PAGE_BYTES {
+                return Err(Errno::INVAL);
+            }
+            segments.push(CopySegment {
+                source_gref: copy.gref,
+                source_offset: 0,
+                source_domid: self.domid,
+                destination: copy.to.as_mut_ptr() as u64,
+                bytes: u16::try_from(copy.to.len()).map_err(|_| Errno::INVAL)?,
+                flags: COPY_SOURCE_GREF,
+                status: 0,
+            });
+        }
+        let count = u32::try_from(segments.len()).map_err(|_| Errno::INVAL)?;
+        let call = GrantCopy { count, segments: segments.as_mut_ptr() };
+        // SAFETY: opcode and structure are the header's; `segments` and the destinations, borrowed
+        // mutably by `copies`, outlive the call.
+        unsafe { ioctl(&*self.device, Setter::<GRANT_COPY, _>::new(call))? };
+        // The call succeeds even when segments fail (XSA-361's lesson): each has its own status.
+        if segments.iter().all(|segment| segment.status == 0) { Ok(()) } else { Err(Errno::FAULT) }
+    }
+}
+
+/// The grant device's record of a mapping; dropping it, after the mapping, makes it forget.
+#[derive(Debug)]
+pub struct MapRecord {
+    device: Rc<OwnedFd>,
+    index: u64,
+    count: u32,
+}
+
+impl Drop for MapRecord {
+    fn drop(&mut self) {
+        let call = UnmapGrantRef { index: self.index, count: self.count, pad: 0 };
+        // SAFETY: opcode and structure are the header's; the kernel only reads it.
+        let forgotten = unsafe { ioctl(&*self.device, Setter::<UNMAP_GRANT_REF, _>::new(call)) };
+        debug_assert!(forgotten.is_ok(), "the grant device forgets an own record: {forgotten:?}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn opcodes_are_the_headers() {
+        // As a C compiler computes them from linux/uapi/xen/gntdev.h on x86_64.
+        assert_eq!(MAP_GRANT_REF, 0x0018_4700);
+        assert_eq!(UNMAP_GRANT_REF, 0x0010_4701);
+        assert_eq!(GRANT_COPY, 0x0010_4708);
+    }
+}

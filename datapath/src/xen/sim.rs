@@ -1,0 +1,171 @@
+//! The simulated host's side of grants and event channels: files in one directory.
+//!
+//! Layout (all integers little endian):
+//! * `mem.<domid>`: the guest's memory;
+//! * `grants.<domid>`: its grant table, [`GRANT_BYTES`] an entry, the index is the grant reference:
+//!   u32 flags, u32 frame (page of `mem`), u32 mappings in use, u32 zero;
+//! * `evt.<domid>.<port>.back` and `.front`: FIFOs, one byte an event, towards back end and front end.
+//!   A bind holds an exclusive lock on `.back`, so that, as with Xen, a second one fails and the
+//!   process's death releases it.
+//!
+//! The memory is a real file of tmpfs: direct I/O into "guest" pages is the kernel's own.
+
+use super::{Access, CopyOut};
+use crate::ring::shared::{PAGE_BYTES, SharedMapping};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, openat};
+use rustix::io::Errno;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+
+/// Bytes of a grant table entry.
+pub const GRANT_BYTES: usize = 16;
+/// Flag: the entry is in force.
+pub const GRANT_VALID: u32 = 1;
+/// Flag: it may only be read.
+pub const GRANT_READ_ONLY: u32 = 2;
+/// Entries in a guest's grant table.
+pub const GRANTS_MAX: u32 = 32 * 1024;
+
+/// The file that is a guest's memory.
+#[must_use]
+pub fn memory_name(domid: u16) -> String {
+    format!("mem.{domid}")
+}
+
+/// The file that is a guest's grant table.
+#[must_use]
+pub fn grants_name(domid: u16) -> String {
+    format!("grants.{domid}")
+}
+
+/// The FIFO that takes events to the `back` or `front` end of a guest's port.
+#[must_use]
+pub fn event_name(domid: u16, port: u32, end: &str) -> String {
+    format!("evt.{domid}.{port}.{end}")
+}
+
+/// One guest's grants, as its back end sees them.
+#[derive(Debug)]
+pub struct SimGrants {
+    memory: OwnedFd,
+    table: Rc<SharedMapping>,
+}
+
+impl SimGrants {
+    /// Opens the guest's files below `directory`.
+    ///
+    /// # Errors
+    /// When there is no such guest.
+    pub fn open(directory: impl AsFd, domid: u16) -> rustix::io::Result<Self> {
+        let open = |name| openat(&directory, name, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+        let table = open(grants_name(domid))?;
+        let bytes = GRANTS_MAX as usize * GRANT_BYTES;
+        let table = Rc::new(SharedMapping::map(&table, 0, bytes, true)?);
+        Ok(SimGrants { memory: open(memory_name(domid))?, table })
+    }
+
+    fn frame(&self, gref: u32, access: Access) -> rustix::io::Result<u64> {
+        if gref >= GRANTS_MAX {
+            return Err(Errno::INVAL);
+        }
+        let entry = gref as usize * GRANT_BYTES;
+        let flags = self.table.load(entry);
+        let forbidden = access == Access::ReadWrite && flags & GRANT_READ_ONLY != 0;
+        if flags & GRANT_VALID == 0 || forbidden {
+            return Err(Errno::INVAL);
+        }
+        Ok(u64::from(self.table.load(entry + 4)))
+    }
+
+    /// Maps `grefs` side by side. All or none, as the grant device does.
+    ///
+    /// # Errors
+    /// When a reference is not in force, or forbids the access.
+    pub fn map(
+        &self,
+        grefs: &[u32],
+        access: Access,
+    ) -> rustix::io::Result<(SharedMapping, SimUse)> {
+        let frames =
+            grefs.iter().map(|&gref| self.frame(gref, access)).collect::<Result<Vec<_>, _>>()?;
+        let window = super::window::side_by_side(&self.memory, &frames, access)?;
+        for &gref in grefs {
+            self.table.add(gref as usize * GRANT_BYTES + 8, 1);
+        }
+        Ok((window, SimUse { table: Rc::clone(&self.table), grefs: grefs.into() }))
+    }
+
+    /// Copies out of granted pages.
+    ///
+    /// # Errors
+    /// When a reference is not in force or a range leaves its page.
+    pub fn copy_out(&self, copies: &mut [CopyOut<'_>]) -> rustix::io::Result<()> {
+        for copy in copies {
+            let frame = self.frame(copy.gref, Access::ReadOnly)?;
+            if copy.to.len() > PAGE_BYTES {
+                return Err(Errno::INVAL);
+            }
+            let offset = frame * PAGE_BYTES as u64;
+            let page = SharedMapping::map(&self.memory, offset, PAGE_BYTES, false)?;
+            page.copy_out(0, copy.to);
+        }
+        Ok(())
+    }
+}
+
+/// Grants in use by a mapping; given back when dropped.
+#[derive(Debug)]
+pub struct SimUse {
+    table: Rc<SharedMapping>,
+    grefs: Box<[u32]>,
+}
+
+impl Drop for SimUse {
+    fn drop(&mut self) {
+        for &gref in &self.grefs {
+            self.table.add(gref as usize * GRANT_BYTES + 8, u32::MAX);
+        }
+    }
+}
+
+/// A bound port.
+#[derive(Debug)]
+pub struct SimChannel {
+    back: OwnedFd,
+    front: OwnedFd,
+}
+
+impl SimChannel {
+    /// Binds the guest's `port`.
+    ///
+    /// # Errors
+    /// EINVAL when it is bound already, ENOENT when the guest has no such port.
+    pub fn bind(directory: impl AsFd, domid: u16, port: u32) -> rustix::io::Result<Self> {
+        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let open = |end| openat(&directory, event_name(domid, port, end), flags, Mode::empty());
+        let (back, front) = (open("back")?, open("front")?);
+        flock(&back, FlockOperation::NonBlockingLockExclusive).map_err(|_| Errno::INVAL)?;
+        // As with Xen, a fresh bind has an event pending: the ring is looked at once for sure.
+        rustix::io::write(&back, &[0]).map_or_else(|errno| full_is_fine(errno), |_| Ok(()))?;
+        Ok(SimChannel { back, front })
+    }
+
+    /// What becomes readable with an event.
+    #[must_use]
+    pub fn descriptor(&self) -> &OwnedFd {
+        &self.back
+    }
+
+    /// Sends the guest an event.
+    ///
+    /// # Errors
+    /// When the guest's end is gone.
+    pub fn notify(&self) -> rustix::io::Result<()> {
+        rustix::io::write(&self.front, &[0]).map_or_else(|errno| full_is_fine(errno), |_| Ok(()))
+    }
+}
+
+/// A full FIFO has events pending already: one more would say nothing new.
+fn full_is_fine(errno: Errno) -> rustix::io::Result<()> {
+    if errno == Errno::AGAIN { Ok(()) } else { Err(errno) }
+}
