@@ -1,0 +1,220 @@
+//! What the daemon is told: command line over TOML file over defaults, as one checked value.
+//!
+//! Never touches anything but the file it reads. Called by `daemon::serve` once.
+
+use crate::host::Host;
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+
+/// Read when it is there and no other is named.
+const DEFAULT_FILE: &str = "/etc/zerotap.toml";
+const DEFAULT_RUN_DIR: &str = "/run/zerotap";
+const DEFAULT_STATE: &str = "/var/lib/zerotap/state.db";
+const DEFAULT_BACKEND_KIND: &str = "qdisk";
+const DEFAULT_BOOT_ID_FILE: &str = "/proc/sys/kernel/random/boot_id";
+/// The worker's program, looked for beside the daemon's own.
+const WORKER_PROGRAM: &str = "zerotap-datapath";
+
+/// `zerotap serve`.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct ServeArgs {
+    /// Configuration file (TOML) [default: /etc/zerotap.toml, where it exists]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Directory of the socket rpc.sock and of the workers' sockets [default: /run/zerotap]
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// State database (SQLite); made when missing [default: /var/lib/zerotap/state.db]
+    #[arg(long, value_name = "FILE")]
+    pub state: Option<PathBuf>,
+    /// Which host to serve: `auto` takes Xen where it is there [default: auto]
+    #[arg(long, value_enum)]
+    pub host: Option<HostKind>,
+    /// The simulated host's directory, with `--host sim`
+    #[arg(long, value_name = "DIR", env = "ZEROTAP_SIM_DIR")]
+    pub sim_dir: Option<PathBuf>,
+}
+
+/// Which host to serve.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum HostKind {
+    /// Xen where /dev/xen/gntdev is there, else refuse to start.
+    #[default]
+    Auto,
+    /// Xen.
+    Xen,
+    /// A simulated host, for tests and for having a look.
+    Sim,
+}
+
+/// The TOML file. Every key may be left out; an unknown one is an error.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    run_dir: Option<PathBuf>,
+    state: Option<PathBuf>,
+    host: Option<HostKind>,
+    sim_dir: Option<PathBuf>,
+    socket_user: Option<u32>,
+    socket_group: Option<u32>,
+    worker_program: Option<PathBuf>,
+    backend_kind: Option<String>,
+    boot_id_file: Option<PathBuf>,
+    overcommit: Option<bool>,
+    reattach_srs_at_boot: Option<bool>,
+    log: Option<String>,
+    log_json: Option<bool>,
+}
+
+/// What the daemon goes by.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Holds `rpc.sock` and `worker/`.
+    pub run_dir: PathBuf,
+    /// The database.
+    pub state: PathBuf,
+    /// Xen or the simulated host.
+    pub host: Host,
+    /// Who owns the socket and may connect: a uid; the daemon's own when absent.
+    pub socket_user: Option<u32>,
+    /// Which group may connect: a gid; the daemon's own when absent.
+    pub socket_group: Option<u32>,
+    /// The worker's program.
+    pub worker_program: PathBuf,
+    /// The XAPI backend kind in attach answers.
+    pub backend_kind: String,
+    /// Where the host's boot id is read; tests play a reboot with another.
+    pub boot_id_file: PathBuf,
+    /// Whether a VDI may be larger than the SR's free space.
+    pub overcommit: bool,
+    /// Whether SRs stay attached over a reboot of the host. XAPI wants not: it plugs its PBDs anew.
+    pub reattach_srs_at_boot: bool,
+    /// tracing's filter, for example `info,zerotap=debug`.
+    pub log: String,
+    /// Log as JSON, one object a line.
+    pub log_json: bool,
+}
+
+impl Config {
+    /// Reads the file and lets the command line win.
+    ///
+    /// # Errors
+    /// A named file that is missing, a file that can't be understood, no host to serve.
+    pub fn load(args: ServeArgs) -> Result<Config> {
+        let file = match &args.config {
+            Some(path) => read(path)?,
+            None if Path::new(DEFAULT_FILE).exists() => read(Path::new(DEFAULT_FILE))?,
+            None => File::default(),
+        };
+        let sim_dir = args.sim_dir.or(file.sim_dir);
+        let host = host(args.host.or(file.host).unwrap_or_default(), sim_dir)?;
+        Ok(Config {
+            run_dir: absolute(args.run_dir.or(file.run_dir), DEFAULT_RUN_DIR)?,
+            state: absolute(args.state.or(file.state), DEFAULT_STATE)?,
+            host,
+            socket_user: file.socket_user,
+            socket_group: file.socket_group,
+            worker_program: match file.worker_program {
+                Some(program) => program,
+                None => beside_ourselves()?,
+            },
+            backend_kind: file.backend_kind.unwrap_or_else(|| DEFAULT_BACKEND_KIND.into()),
+            boot_id_file: file.boot_id_file.unwrap_or_else(|| DEFAULT_BOOT_ID_FILE.into()),
+            overcommit: file.overcommit.unwrap_or(false),
+            reattach_srs_at_boot: file.reattach_srs_at_boot.unwrap_or(false),
+            log: file.log.unwrap_or_else(|| "info".into()),
+            log_json: file.log_json.unwrap_or(false),
+        })
+    }
+
+    /// The JSON-RPC socket.
+    #[must_use]
+    pub fn rpc_socket(&self) -> PathBuf {
+        self.run_dir.join("rpc.sock")
+    }
+
+    /// The directory of the workers' sockets.
+    #[must_use]
+    pub fn worker_dir(&self) -> PathBuf {
+        self.run_dir.join("worker")
+    }
+}
+
+fn read(path: &Path) -> Result<File> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read the configuration {}", path.display()))?;
+    toml::from_str(&text).with_context(|| format!("in the configuration {}", path.display()))
+}
+
+fn absolute(path: Option<PathBuf>, default: &str) -> Result<PathBuf> {
+    Ok(std::path::absolute(path.unwrap_or_else(|| default.into()))?)
+}
+
+fn host(kind: HostKind, sim_dir: Option<PathBuf>) -> Result<Host> {
+    match (kind, sim_dir) {
+        (HostKind::Xen, _) => Ok(Host::Xen),
+        (HostKind::Auto, _) if Host::xen_is_here() => Ok(Host::Xen),
+        (HostKind::Auto, _) => bail!(
+            "this is no Xen host: there is no /dev/xen/gntdev. In dom0 load the module xen-gntdev; \
+             elsewhere serve a simulated host with --host sim --sim-dir DIR"
+        ),
+        (HostKind::Sim, Some(dir)) if dir.is_dir() => {
+            Ok(Host::Sim { dir: std::path::absolute(dir)? })
+        }
+        (HostKind::Sim, Some(dir)) => bail!(
+            "{} is not a directory: start the simulated host there first (zerotap-simhost --dir)",
+            dir.display()
+        ),
+        (HostKind::Sim, None) => {
+            bail!("--host sim needs --sim-dir DIR (or ZEROTAP_SIM_DIR)")
+        }
+    }
+}
+
+fn beside_ourselves() -> Result<PathBuf> {
+    let ours = std::env::current_exe().context("cannot tell where this program is")?;
+    Ok(ours.with_file_name(WORKER_PROGRAM))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(dir: &Path, text: &str) -> ServeArgs {
+        let config = dir.join("zerotap.toml");
+        std::fs::write(&config, text).expect("a writable directory");
+        ServeArgs {
+            config: Some(config),
+            host: Some(HostKind::Sim),
+            sim_dir: Some(dir.into()),
+            ..ServeArgs::default()
+        }
+    }
+
+    #[test]
+    fn command_line_wins_over_file_over_defaults() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut args = args(dir.path(), "run_dir = '/a'\nstate = '/b'\novercommit = true\n");
+        args.run_dir = Some("/c".into());
+        let config = Config::load(args).expect("a good configuration");
+        assert_eq!(config.rpc_socket(), Path::new("/c/rpc.sock"));
+        assert_eq!(config.state, Path::new("/b"));
+        assert!(config.overcommit && !config.reattach_srs_at_boot);
+        assert_eq!(config.backend_kind, "qdisk");
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let error = Config::load(args(dir.path(), "rundir = '/a'")).expect_err("a typo");
+        assert!(format!("{error:#}").contains("rundir"), "{error:#}");
+        let missing = ServeArgs { config: Some("/nowhere.toml".into()), ..args(dir.path(), "") };
+        let error = Config::load(missing).expect_err("no such file");
+        assert!(format!("{error:#}").contains("/nowhere.toml"), "{error:#}");
+        let nowhere = ServeArgs { sim_dir: None, ..args(dir.path(), "") };
+        let error = Config::load(nowhere).expect_err("no directory");
+        assert!(error.to_string().contains("--sim-dir"), "{error}");
+    }
+}

@@ -1,0 +1,55 @@
+//! What names a VDI on this host: its SR and its key there.
+
+/// SR uuid and VDI key.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VdiId {
+    /// The SR's uuid.
+    pub sr: String,
+    /// The volume's key in it, XenAPI's `VDI.location`.
+    pub vdi: String,
+}
+
+/// What a backend directory's `params` begins with when it means one of our VDIs.
+const PARAMS_SCHEME: &str = "zerotap:";
+
+impl VdiId {
+    /// From its two parts.
+    pub fn new(sr: impl Into<String>, vdi: impl Into<String>) -> Self {
+        VdiId { sr: sr.into(), vdi: vdi.into() }
+    }
+
+    /// Reads a backend directory's `params`: `zerotap:<sr>/<vdi>`.
+    #[must_use]
+    pub fn from_params(params: &str) -> Option<Self> {
+        let (sr, vdi) = params.strip_prefix(PARAMS_SCHEME)?.split_once('/')?;
+        let named = !sr.is_empty() && !vdi.is_empty() && !vdi.contains('/');
+        named.then(|| VdiId::new(sr, vdi))
+    }
+
+    /// What a toolstack writes into a backend directory's `params`.
+    #[must_use]
+    pub fn to_params(&self) -> String {
+        format!("{PARAMS_SCHEME}{self}")
+    }
+}
+
+impl std::fmt::Display for VdiId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.sr, self.vdi)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn params_lead_back_to_the_vdi() {
+        let id = VdiId::new("sr", "vdi");
+        assert_eq!(VdiId::from_params(&id.to_params()), Some(id));
+        for foreign in ["", "zerotap:", "zerotap:sr", "zerotap:sr/", "zerotap:/vdi", "aio:/x/y"] {
+            assert_eq!(VdiId::from_params(foreign), None, "{foreign}");
+        }
+        assert_eq!(VdiId::from_params("zerotap:a/b/c"), None);
+    }
+}
