@@ -1,0 +1,63 @@
+//! The project's own commands, run as `cargo xtask <command>`.
+//!
+//! This crate compiles before everything else, so it leans on little: it starts other programs, moves
+//! files and reads what they print. Nothing of the product lives here.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+mod bench;
+mod demo;
+mod packages;
+mod process;
+mod test;
+mod workspace;
+mod xen;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about, version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show one disk's whole life: create, attach, serve verified I/O, detach, destroy.
+    Demo(demo::Options),
+    /// Check formatting, lints, queries and every test; then real Xen, unless --quick.
+    Test(test::Options),
+    /// Boot real Xen with a guest in QEMU, run one script in dom0 and one in the guest.
+    Xen(xen::Options),
+    /// Measure beside fio and beside the kernel's blkback.
+    Bench {
+        /// Also write the table to this file as a JSON array.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
+        Command::Demo(options) => demo::run(&options),
+        Command::Test(options) => test::run(&options),
+        Command::Xen(options) => xen::run(&options),
+        Command::Bench { json } => bench::run(json.as_deref()),
+    };
+    exit_code(done)
+}
+
+/// `Ok(false)` is a command that ran and whose verdict is bad; it has said so itself already.
+fn exit_code(done: Result<bool>) -> ExitCode {
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! Debian packages that a command needs on this machine: installed when we may, else named with the
+//! reason. A program counts as present when it can be found; how it came there does not matter.
+
+use std::env;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::process;
+
+/// One program, the package that brings it, and what we want it for.
+pub(crate) struct Package {
+    pub(crate) name: &'static str,
+    pub(crate) program: &'static str,
+    pub(crate) why: &'static str,
+}
+
+pub(crate) const QEMU: Package = Package {
+    name: "qemu-system-x86",
+    program: "qemu-system-x86_64",
+    why: "it is the machine that Xen boots on",
+};
+pub(crate) const SEABIOS: Package = Package {
+    name: "seabios",
+    program: "/usr/share/seabios/bios-256k.bin",
+    why: "QEMU's machine starts from its firmware",
+};
+pub(crate) const FIO: Package = Package {
+    name: "fio",
+    program: "fio",
+    why: "it makes and verifies the I/O in guests, and is the peer in the bench",
+};
+pub(crate) const E2FSPROGS: Package = Package {
+    name: "e2fsprogs",
+    program: "mke2fs",
+    why: "guests make and check ext4 file systems with it",
+};
+
+/// What booting Xen takes. The rest (Xen, its tools, a kernel, busybox) is unpacked, not installed.
+pub(crate) const FOR_XEN: &[Package] = &[QEMU, SEABIOS, FIO, E2FSPROGS];
+
+/// Sees to it that every program is there.
+pub(crate) fn ensure(wanted: &[Package]) -> Result<()> {
+    let missing: Vec<&Package> =
+        wanted.iter().filter(|package| find_program(package.program).is_none()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if !is_root()? {
+        let reasons: Vec<String> =
+            missing.iter().map(|package| format!("  {}: {}", package.name, package.why)).collect();
+        let names: Vec<&str> = missing.iter().map(|package| package.name).collect();
+        bail!(
+            "missing packages:\n{}\nrun: sudo apt-get install {}",
+            reasons.join("\n"),
+            names.join(" ")
+        );
+    }
+    install(&missing)?;
+    for package in missing {
+        if find_program(package.program).is_none() {
+            bail!("package {} is installed, yet has no {}", package.name, package.program);
+        }
+    }
+    Ok(())
+}
+
+/// The full path of a program, also where ordinary users' PATH does not look.
+pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
+    if name.starts_with('/') {
+        return Path::new(name).exists().then(|| name.into());
+    }
+    let path = env::var_os("PATH").unwrap_or_default();
+    let system = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from);
+    env::split_paths(&path).chain(system).map(|dir| dir.join(name)).find(|file| file.is_file())
+}
+
+fn install(missing: &[&Package]) -> Result<()> {
+    for package in missing {
+        println!("installing {}: {}", package.name, package.why);
+    }
+    if try_install(missing).is_ok() {
+        return Ok(());
+    }
+    update_lists()?;
+    try_install(missing).context("apt could not install what is missing")
+}
+
+/// Fetches apt's package lists: a fresh machine has none yet, or stale ones.
+pub(crate) fn update_lists() -> Result<()> {
+    process::run(Command::new("apt-get").args(["-q", "update"]))
+        .context("apt's package lists cannot be fetched")
+}
+
+fn try_install(missing: &[&Package]) -> Result<()> {
+    process::run(
+        Command::new("apt-get")
+            .args(["-qq", "-y", "--no-install-recommends", "install"])
+            .args(missing.iter().map(|package| package.name))
+            .env("DEBIAN_FRONTEND", "noninteractive"),
+    )
+}
+
+fn is_root() -> Result<bool> {
+    // The owner of our own /proc directory is our effective user.
+    Ok(fs::metadata("/proc/self").context("cannot read /proc/self")?.uid() == 0)
+}

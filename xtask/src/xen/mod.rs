@@ -1,0 +1,132 @@
+//! `cargo xtask xen`: Xen 4.17, a Debian dom0 and one unmodified Linux guest, booted in QEMU under
+//! software emulation. Needs neither root nor KVM. One script runs in dom0, one in the guest, and
+//! their exit statuses are the verdict.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+
+mod cpio;
+mod debian;
+mod outcome;
+mod qemu;
+pub(crate) mod scenario;
+mod trees;
+
+pub(crate) use outcome::Outcome;
+
+use crate::{packages, process, workspace};
+
+/// How Xen runs the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Guest {
+    /// Paravirtualised: what Xen began with.
+    Pv,
+    /// Hardware-assisted without emulated devices.
+    Pvh,
+}
+
+impl Guest {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Pv => "pv",
+            Self::Pvh => "pvh",
+        }
+    }
+}
+
+/// Who serves the guest's disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Backend {
+    /// Our daemon and its workers.
+    Zerotap,
+    /// The kernel's own, for comparison.
+    Blkback,
+}
+
+impl Backend {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Zerotap => "zerotap",
+            Self::Blkback => "blkback",
+        }
+    }
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    #[arg(long, value_enum, default_value = "pv")]
+    guest: Guest,
+    #[arg(long, value_enum, default_value = "zerotap")]
+    backend: Backend,
+    /// Sourced in dom0 once xenstored and the daemon are up; by default: one disk, one guest.
+    #[arg(long, value_name = "FILE")]
+    dom0_script: Option<PathBuf>,
+    /// Sourced in the guest; by default: verify random I/O on /dev/xvda.
+    #[arg(long, value_name = "FILE")]
+    guest_script: Option<PathBuf>,
+    /// Virtual CPUs of the guest.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
+    vcpus: u8,
+    /// Seconds until the machine is switched off, whatever it is doing.
+    #[arg(long, value_name = "S", default_value_t = 300)]
+    timeout: u64,
+}
+
+/// One boot, with its scripts' text.
+pub(crate) struct Boot {
+    pub(crate) guest: Guest,
+    pub(crate) backend: Backend,
+    pub(crate) dom0_script: String,
+    pub(crate) guest_script: String,
+    pub(crate) vcpus: u8,
+    pub(crate) limit: Duration,
+}
+
+/// How it ended, and every line that dom0 reported on the way.
+pub(crate) struct Ended {
+    pub(crate) outcome: Outcome,
+    pub(crate) report: String,
+}
+
+/// The command.
+pub(crate) fn run(options: &Options) -> Result<bool> {
+    let script = |file: &Option<PathBuf>, otherwise: &str| match file {
+        Some(file) => fs::read_to_string(file).with_context(|| format!("cannot read {file:?}")),
+        None => Ok(otherwise.to_owned()),
+    };
+    let boot = Boot {
+        guest: options.guest,
+        backend: options.backend,
+        dom0_script: script(&options.dom0_script, scenario::DISK.dom0)?,
+        guest_script: script(&options.guest_script, scenario::DISK.guest)?,
+        vcpus: options.vcpus,
+        limit: Duration::from_secs(options.timeout),
+    };
+    let ended = boot.run()?;
+    println!("xen {} {}: {}", boot.guest.name(), boot.backend.name(), ended.outcome);
+    Ok(ended.outcome == Outcome::Passed)
+}
+
+impl Boot {
+    /// Builds what is missing, boots, waits for the end and judges it.
+    pub(crate) fn run(&self) -> Result<Ended> {
+        packages::ensure(packages::FOR_XEN)?;
+        let debian = debian::Debian::unpacked()?;
+        if self.backend == Backend::Zerotap {
+            process::run(&mut workspace::build_static())?;
+        }
+        // A directory for each boot: two at a time must not share archives.
+        let work = workspace::target_dir().join(format!("xen/{}", std::process::id()));
+        fs::create_dir_all(&work).with_context(|| format!("cannot create {work:?}"))?;
+        let ran =
+            trees::pack(self, &debian, &work).and_then(|()| qemu::run(&debian, &work, self.limit));
+        let _ = fs::remove_dir_all(&work);
+        let ran = ran?;
+        let outcome = outcome::judge(&ran.report, &ran.console, ran.timed_out);
+        Ok(Ended { outcome, report: ran.report })
+    }
+}
