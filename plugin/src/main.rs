@@ -1,10 +1,15 @@
 //! The zerotap daemon and its command line: a storage manager for Xen hosts.
 #![forbid(unsafe_code)]
 
+mod cli;
 pub mod config;
 pub mod daemon;
 pub mod host;
 pub mod state;
 pub mod vdi;
+mod xenstore;
 
-fn main() {}
+#[tokio::main]
+async fn main() -> std::process::ExitCode {
+    cli::run().await
+}

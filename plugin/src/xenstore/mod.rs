@@ -1,0 +1,173 @@
+//! xenstore as the rest of the daemon sees it: a few verbs behind the trait [`Store`].
+//!
+//! [`live::Live`] speaks to xenstored, `memory::Memory` stands in for it in unit tests. Nothing here
+//! knows what a VBD is. Called by `vbd`.
+
+mod link;
+pub(crate) mod live;
+#[cfg(test)]
+pub(crate) mod memory;
+mod raw;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long one call to xenstored may take; past it the connection counts as dead and is renewed.
+pub(crate) const CALL_DEADLINE: Duration = Duration::from_secs(5);
+/// How often a transaction is tried again that collided with another writer's.
+pub(crate) const COLLISIONS_MAX: u32 = 16;
+/// The longest payload of a message, bytes (`XENSTORE_PAYLOAD_MAX`, xen/include/public/io/xs_wire.h).
+pub(crate) const PAYLOAD_BYTES_MAX: usize = 4096;
+
+/// Why a call to xenstore failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum StoreError {
+    /// No such node.
+    #[error("xenstore has no {path}")]
+    Missing { path: String },
+    /// A [`Guard`] did not hold: someone else wrote first.
+    #[error("{path} in xenstore is not what it was")]
+    Changed { path: String },
+    /// The value is not UTF-8.
+    #[error("{path} in xenstore holds no text")]
+    NotText { path: String },
+    /// xenstored said no.
+    #[error("xenstored refused to {what}: {code}")]
+    Refused { what: String, code: String },
+    /// xenstored is not there, or does not answer.
+    #[error("xenstored does not answer: {reason}")]
+    Away { reason: String },
+}
+
+/// What a transaction insists on: checked inside it, so that nothing is written over news.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Guard {
+    /// The node exists.
+    Exists(String),
+    /// The node does not exist.
+    Absent(String),
+    /// The node has this value.
+    Equals(String, String),
+}
+
+/// A change that a transaction makes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// Creates or overwrites a node.
+    Write(String, String),
+    /// Creates a node without a value; nothing happens if it is there.
+    Mkdir(String),
+    /// Removes a node and all below it; nothing happens if it is not there.
+    Remove(String),
+    /// Sets who may do what with a node.
+    Permit(String, Permissions),
+}
+
+/// Permissions of a node: its owner and one reader beside it; all others may do nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Permissions {
+    /// The owner's domain; it may read, write and change permissions.
+    pub(crate) owner: u16,
+    /// The domain that may read.
+    pub(crate) reader: u16,
+}
+
+/// Changes that happen together or not at all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Batch {
+    /// All must hold.
+    pub(crate) guards: Vec<Guard>,
+    /// Made in this order.
+    pub(crate) changes: Vec<Change>,
+}
+
+impl Batch {
+    /// Adds a node to write.
+    pub(crate) fn write(&mut self, path: impl Into<String>, value: impl ToString) -> &mut Self {
+        self.changes.push(Change::Write(path.into(), value.to_string()));
+        self
+    }
+
+    /// Adds a directory to create.
+    pub(crate) fn mkdir(&mut self, path: impl Into<String>, permissions: Permissions) -> &mut Self {
+        let path = path.into();
+        self.changes.push(Change::Mkdir(path.clone()));
+        self.changes.push(Change::Permit(path, permissions));
+        self
+    }
+
+    /// Adds a tree to remove.
+    pub(crate) fn remove(&mut self, path: impl Into<String>) -> &mut Self {
+        self.changes.push(Change::Remove(path.into()));
+        self
+    }
+
+    /// Adds something to insist on.
+    pub(crate) fn insist(&mut self, guard: Guard) -> &mut Self {
+        self.guards.push(guard);
+        self
+    }
+}
+
+/// An answer that is not there yet.
+pub(crate) type Pending<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
+
+/// What a watch calls with the path that changed. It runs in the task that drains the watch, so it
+/// must neither block nor collect: it filters the path and marks what has to be looked at again.
+/// (Guests make events at will; XSA-349.)
+pub(crate) type Sink = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// A watch; dropping it ends it.
+pub(crate) struct Watch(Option<Box<dyn FnOnce() + Send + Sync>>);
+
+impl Watch {
+    fn new(end: impl FnOnce() + Send + Sync + 'static) -> Self {
+        Watch(Some(Box::new(end)))
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if let Some(end) = self.0.take() {
+            end();
+        }
+    }
+}
+
+/// xenstore, with paths absolute and values text. Every call ends within [`CALL_DEADLINE`].
+pub(crate) trait Store: Send + Sync {
+    /// A node's value.
+    fn read<'a>(&'a self, path: &'a str) -> Pending<'a, String>;
+    /// Creates or overwrites a node.
+    fn write<'a>(&'a self, path: &'a str, value: &'a str) -> Pending<'a, ()>;
+    /// Removes a node and all below it; succeeds when it is not there.
+    fn remove<'a>(&'a self, path: &'a str) -> Pending<'a, ()>;
+    /// The names below a node, however many; none when it is not there.
+    fn list<'a>(&'a self, path: &'a str) -> Pending<'a, Vec<String>>;
+    /// Does a batch in one transaction.
+    fn transact<'a>(&'a self, batch: &'a Batch) -> Pending<'a, ()>;
+    /// Whether xenstored knows the domain: it lives.
+    fn introduced(&self, domid: u16) -> Pending<'_, bool>;
+    /// Calls `sink` once now and whenever the node or one below it changes, and again after xenstored
+    /// was away, since changes may have been missed.
+    fn watch(&self, path: &str, sink: Sink) -> Watch;
+    /// Whether xenstored answers.
+    fn alive(&self) -> bool;
+}
+
+/// A node's value, or none when it is not there.
+pub(crate) async fn read_if_there(
+    store: &dyn Store,
+    path: &str,
+) -> Result<Option<String>, StoreError> {
+    match store.read(path).await {
+        Ok(value) => Ok(Some(value)),
+        Err(StoreError::Missing { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
