@@ -1,0 +1,252 @@
+//! `zerotap vbd show`: all that is known of one VBD, with rates from two samples.
+
+use super::super::context::Context;
+use super::super::failure::Failure;
+use super::super::{duration, size, table};
+use jiff::Timestamp;
+use std::time::{Duration, Instant};
+use zerotap_rpc_schema::Histogram;
+use zerotap_rpc_schema::admin::{Vbd, VbdParams, VbdStat};
+use zerotap_rpc_schema::table::VbdStatMethod;
+use zerotap_rpc_schema::worker::{Abi, Counters, ImageInfo, RingParameters};
+
+/// Counters some time ago.
+struct Earlier {
+    counters: Counters,
+    seconds: f64,
+}
+
+pub(super) async fn run(
+    params: &VbdParams,
+    interval: u16,
+    context: &Context,
+) -> Result<(), Failure> {
+    let first = context.call::<VbdStatMethod>(params).await?;
+    if context.json || interval == 0 || first.ring.is_none() {
+        return context.show(&first, |stat| render(stat, None, Timestamp::now()));
+    }
+    let start = Instant::now();
+    tokio::time::sleep(Duration::from_secs(interval.into())).await;
+    let stat = context.call::<VbdStatMethod>(params).await?;
+    let earlier = Earlier { counters: first.counters, seconds: start.elapsed().as_secs_f64() };
+    context.show(&stat, |stat| render(stat, Some(&earlier), Timestamp::now()))
+}
+
+fn render(stat: &VbdStat, earlier: Option<&Earlier>, now: Timestamp) -> String {
+    let mut rows = identity(&stat.vbd, now);
+    if let Some(image) = &stat.image {
+        rows.push(("Image", image_text(image)));
+    }
+    if let Some(ring) = &stat.ring {
+        rows.push(("Ring", ring_text(ring)));
+    }
+    rows.extend(figures(&stat.counters));
+    if let Some(trouble) = &stat.vbd.trouble {
+        rows.push(("Trouble", trouble.clone()));
+    }
+    let average = average(stat, now);
+    table::properties(&rows) + "\n" + &requests(stat, earlier, average.as_ref())
+}
+
+/// Counters of zero at the moment when the VBD connected, for rates since then.
+fn average(stat: &VbdStat, now: Timestamp) -> Option<Earlier> {
+    let seconds = duration::seconds_since(&stat.vbd.since, now)?;
+    let connected = stat.vbd.state == "connected" && seconds > 0;
+    let seconds = u32::try_from(seconds).ok()?.into();
+    connected.then(|| Earlier { counters: Counters::default(), seconds })
+}
+
+fn identity(vbd: &Vbd, now: Timestamp) -> Vec<(&'static str, String)> {
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    let since = duration::since(&vbd.since, now);
+    vec![
+        ("VBD", format!("{} of domain {}, {}, {}", vbd.device, vbd.domid, vbd.mode, vbd.kind)),
+        ("Device number", vbd.devid.to_string()),
+        ("State", format!("{} since {since}", vbd.state)),
+        ("Frontend", vbd.frontend_state.clone()),
+        ("SR", text(&vbd.sr)),
+        ("VDI", text(&vbd.vdi)),
+        ("Held by", vbd.held_by.join(" ")),
+        ("Worker", text(&vbd.worker)),
+    ]
+}
+
+fn image_text(image: &ImageInfo) -> String {
+    let capacity = size::human(image.sectors.saturating_mul(512));
+    let (logical, physical) = (image.sector_bytes, image.physical_sector_bytes);
+    format!("{capacity}, sectors of {logical} B (physical {physical} B)")
+}
+
+fn ring_text(ring: &RingParameters) -> String {
+    let pages = match ring.ring_refs.len() {
+        1 => "1 page".to_owned(),
+        pages => format!("{pages} pages"),
+    };
+    let protocol = match ring.protocol {
+        Abi::X86_64 => "x86_64-abi",
+        Abi::X86_32 => "x86_32-abi",
+    };
+    let grants = if ring.persistent { "persistent grants" } else { "grants mapped per sweep" };
+    format!("{pages}, event channel {}, {protocol}, {grants}", ring.port)
+}
+
+fn figures(counters: &Counters) -> Vec<(&'static str, String)> {
+    vec![
+        ("In flight", format!("{} requests", counters.in_flight)),
+        ("Bytes mapped", size::human(counters.mapped_bytes)),
+        ("Bytes copied", size::human(counters.copied_bytes)),
+        (
+            "Pages mapped",
+            format!(
+                "{}, of them {} persistent; {} map calls",
+                counters.mapped_pages, counters.persistent_pages, counters.map_calls
+            ),
+        ),
+        ("Events", format!("{} received, {} sent", counters.events, counters.notifications)),
+        ("Sweeps", counters.sweeps.to_string()),
+        ("Refused", format!("{} requests", counters.refused)),
+        ("I/O errors", format!("{} requests", counters.io_errors)),
+    ]
+}
+
+/// One kind of request: how many, how many bytes, how fast answered.
+struct Kind<'a> {
+    name: &'static str,
+    count: fn(&Counters) -> u64,
+    bytes: fn(&Counters) -> u64,
+    latency: &'a Histogram,
+}
+
+fn requests(stat: &VbdStat, earlier: Option<&Earlier>, average: Option<&Earlier>) -> String {
+    let kinds = [
+        Kind {
+            name: "read",
+            count: |counters| counters.reads,
+            bytes: |counters| counters.read_bytes,
+            latency: &stat.read_latency,
+        },
+        Kind {
+            name: "write",
+            count: |counters| counters.writes,
+            bytes: |counters| counters.write_bytes,
+            latency: &stat.write_latency,
+        },
+        Kind {
+            name: "flush",
+            count: |counters| counters.flushes,
+            bytes: |_| 0,
+            latency: &stat.flush_latency,
+        },
+    ];
+    let rows: Vec<_> =
+        kinds.iter().map(|kind| kind.row(&stat.counters, earlier, average)).collect();
+    let header =
+        ["", "IOPS", "MiB/s", "IOPS avg", "MiB/s avg", "p50", "p99", "max", "count", "bytes"];
+    table::columns(&header, &[1, 2, 3, 4, 5, 6, 7, 8, 9], &rows)
+}
+
+impl Kind<'_> {
+    fn row(
+        &self,
+        counters: &Counters,
+        earlier: Option<&Earlier>,
+        average: Option<&Earlier>,
+    ) -> Vec<String> {
+        let (iops, mib) = self.rates(counters, earlier);
+        let (iops_average, mib_average) = self.rates(counters, average);
+        let quantile = |fraction| duration::latency(self.latency.quantile_us(fraction));
+        let mut row = vec![self.name.to_owned(), iops, mib, iops_average, mib_average];
+        if self.latency.count() > 0 {
+            row.extend([quantile(0.5), quantile(0.99), duration::latency(self.latency.max_us)]);
+        } else {
+            row.extend(["", "", ""].map(str::to_owned));
+        }
+        row.extend([(self.count)(counters).to_string(), size::human((self.bytes)(counters))]);
+        row
+    }
+
+    /// IOPS and MiB/s since `earlier`. Counters start anew with a worker, hence the saturation.
+    #[expect(clippy::cast_precision_loss, reason = "rates are shown with three digits")]
+    fn rates(&self, counters: &Counters, earlier: Option<&Earlier>) -> (String, String) {
+        let Some(earlier) = earlier else { return (String::new(), String::new()) };
+        let count = (self.count)(counters).saturating_sub((self.count)(&earlier.counters));
+        let bytes = (self.bytes)(counters).saturating_sub((self.bytes)(&earlier.counters));
+        let mib = bytes as f64 / f64::from(1 << 20) / earlier.seconds;
+        (format!("{:.0}", count as f64 / earlier.seconds), format!("{mib:.1}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::vbd;
+    use super::*;
+
+    fn stat() -> VbdStat {
+        let mut read_latency = Histogram::default();
+        (0..3000).for_each(|_| read_latency.record(100));
+        VbdStat {
+            vbd: vbd(),
+            ring: Some(RingParameters {
+                ring_refs: vec![8, 9],
+                port: 7,
+                protocol: Abi::X86_64,
+                persistent: true,
+            }),
+            image: Some(ImageInfo {
+                sectors: 1 << 19,
+                sector_bytes: 512,
+                physical_sector_bytes: 4096,
+                memory_align_bytes: 512,
+            }),
+            counters: Counters {
+                reads: 3000,
+                read_bytes: 3000 << 12,
+                mapped_bytes: 3000 << 12,
+                in_flight: 32,
+                ..Counters::default()
+            },
+            read_latency,
+            write_latency: Histogram::default(),
+            flush_latency: Histogram::default(),
+        }
+    }
+
+    fn now() -> Timestamp {
+        "2026-01-01T00:00:10Z".parse().expect("a time")
+    }
+
+    #[test]
+    fn two_samples_make_rates() {
+        let counters = Counters { reads: 1000, read_bytes: 1000 << 12, ..Counters::default() };
+        let text = render(&stat(), Some(&Earlier { counters, seconds: 2.0 }), now());
+        let read = text.lines().find(|line| line.starts_with("read")).expect("a line of reads");
+        let cells: Vec<&str> = read.split("  ").map(str::trim).filter(|c| !c.is_empty()).collect();
+        assert_eq!(cells[..5], ["read", "1000", "3.9", "300", "1.2"], "{text}");
+        assert_eq!(cells[7..], ["100 us", "3000", "11.7 MiB"], "{text}");
+    }
+
+    #[test]
+    fn what_an_operator_asks_first_is_there() {
+        let text = render(&stat(), None, now());
+        for line in [
+            "VBD            xvda of domain 5, RW, zerotap\n",
+            "State          connected since 2026-01-01T00:00:00Z (10s ago)\n",
+            "Held by        vbd/5/xvda\n",
+            "Image          256 MiB, sectors of 512 B (physical 4096 B)\n",
+            "Ring           2 pages, event channel 7, x86_64-abi, persistent grants\n",
+            "In flight      32 requests\n",
+            "Bytes mapped   11.7 MiB\n",
+            "Bytes copied   0 B\n",
+        ] {
+            assert!(text.contains(line), "{line}{text}");
+        }
+        assert!(!text.contains("Trouble"), "{text}");
+    }
+
+    #[test]
+    fn trouble_is_told() {
+        let mut stat = stat();
+        stat.vbd.trouble = Some("broken ring: restart the guest".into());
+        assert!(render(&stat, None, now()).contains("broken ring: restart the guest\n"));
+    }
+}

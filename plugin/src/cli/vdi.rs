@@ -1,0 +1,214 @@
+//! `zerotap vdi`: virtual disks. Their SR is found by itself unless `--sr` names it.
+
+mod render;
+mod usage;
+
+use super::context::{Context, DBG, json, write};
+use super::failure::Failure;
+use super::locate::{self, Which};
+use super::size;
+use clap::{Args, Subcommand};
+use usage::Use;
+use zerotap_rpc_schema::smapi2::{
+    DpStatParams, SrInfo, SrParams, VdiCreateParams, VdiInfo, VdiNameDescriptionParams,
+    VdiNameLabelParams, VdiResizeParams,
+};
+use zerotap_rpc_schema::table::{
+    DpStatVdi, SrList, SrScan2, VdiCreate, VdiDestroy, VdiResize, VdiSetNameDescription,
+    VdiSetNameLabel, VdiStat, WorkerList,
+};
+
+const CREATE_EXAMPLES: &str = "\
+Examples:
+  zerotap vdi create --sr $SR --name root --size 10G
+  zerotap vdi create --sr $SR --name database --size 200G --preallocated
+  zerotap vdi create --sr $SR --name lun0 --device /dev/mapper/lun0
+
+Sizes are powers of 1024 (10G = 10GiB) and rounded up to whole sectors. The VDI's uuid is printed.";
+
+const USE_EXAMPLES: &str = "\
+Example: the four steps of a VDI's use by domain 5
+  zerotap vdi attach $VDI --domid 5 --device xvda      reserve it
+  zerotap vdi activate $VDI --domid 5 --device xvda    start a worker for it
+  zerotap vdi deactivate $VDI --domid 5 --device xvda  stop the worker
+  zerotap vdi detach $VDI --domid 5 --device xvda      give it back
+
+All four name the same datapath: --dp NAME, or vbd/<domid>/<device> from --domid and --device, or
+`cli`. deactivate and detach succeed when there is nothing to do.";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Make a VDI and print its uuid
+    #[command(after_help = CREATE_EXAMPLES)]
+    Create(Create),
+    /// Remove a VDI that nothing uses, and its data
+    Destroy(Which),
+    /// List the VDIs of all attached SRs, or of one
+    #[command(after_help = "--json prints an array of SR.scan2's results, one an SR.")]
+    Ls(Ls),
+    /// Show a VDI and the datapaths that use it
+    #[command(after_help = "--json prints VDI.stat's result; DP.stat_vdi gives the datapaths.")]
+    Show(Which),
+    /// Grow a VDI that is not active
+    Resize(Resize),
+    /// Rename or describe a VDI
+    Rename(Rename),
+    /// Reserve a VDI for a use: a datapath
+    #[command(after_help = USE_EXAMPLES)]
+    Attach(Use),
+    /// Start to serve an attached VDI
+    #[command(after_help = USE_EXAMPLES)]
+    Activate(Use),
+    /// Stop to serve a VDI
+    #[command(after_help = USE_EXAMPLES)]
+    Deactivate(Use),
+    /// End a use of a VDI
+    #[command(after_help = USE_EXAMPLES)]
+    Detach(Use),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Create {
+    /// The uuid of the SR to make it in
+    #[arg(long)]
+    sr: String,
+    /// A name for people
+    #[arg(long)]
+    name: String,
+    /// A description for people
+    #[arg(long, default_value = "", hide_default_value = true)]
+    description: String,
+    /// How large it shall be: 64M, 10G, 512KiB
+    #[arg(long, value_parser = size::parse, required_unless_present = "device")]
+    size: Option<i64>,
+    /// A block device that shall be the volume, whole, instead of a file
+    #[arg(long, value_name = "/dev/…", conflicts_with = "size")]
+    device: Option<String>,
+    /// Take the whole space now; sparse when absent
+    #[arg(long, conflicts_with = "device")]
+    preallocated: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Ls {
+    /// Only this SR's
+    #[arg(long)]
+    sr: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Resize {
+    #[command(flatten)]
+    which: Which,
+    /// The new size, not smaller than the old one: 64M, 10G, 512KiB
+    #[arg(long, value_parser = size::parse)]
+    size: i64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Rename {
+    #[command(flatten)]
+    which: Which,
+    /// The new name
+    #[arg(long, required_unless_present = "description")]
+    name: Option<String>,
+    /// The new description
+    #[arg(long)]
+    description: Option<String>,
+}
+
+pub(crate) async fn run(verb: Verb, context: &Context) -> Result<(), Failure> {
+    match verb {
+        Verb::Create(args) => create(args, context).await,
+        Verb::Destroy(which) => {
+            let params = locate::vdi(context, &which).await?;
+            context.call::<VdiDestroy>(&params).await?;
+            context.done()
+        }
+        Verb::Ls(args) => list(args, context).await,
+        Verb::Show(which) => show(&which, context).await,
+        Verb::Resize(args) => resize(&args, context).await,
+        Verb::Rename(args) => rename(args, context).await,
+        Verb::Attach(args) => usage::attach(&args, context).await,
+        Verb::Activate(args) => usage::activate(&args, context).await,
+        Verb::Deactivate(args) => usage::deactivate(&args, context).await,
+        Verb::Detach(args) => usage::detach(&args, context).await,
+    }
+}
+
+fn description(args: &Create) -> VdiInfo {
+    // 0 asks for the whole device.
+    let mut info = VdiInfo::new(args.name.clone(), args.size.unwrap_or(0));
+    info.name_description.clone_from(&args.description);
+    if let Some(device) = &args.device {
+        info.sm_config.insert("device".into(), device.clone());
+    }
+    if args.preallocated {
+        info.sm_config.insert("allocation".into(), "preallocated".into());
+    }
+    info
+}
+
+async fn create(args: Create, context: &Context) -> Result<(), Failure> {
+    let vdi_info = description(&args);
+    let params = VdiCreateParams { dbg: DBG.into(), sr: args.sr, vdi_info };
+    let made = context.call::<VdiCreate>(&params).await?;
+    context.show(&made, |made| format!("{}\n", render::uuid(made)))
+}
+
+async fn list(args: Ls, context: &Context) -> Result<(), Failure> {
+    let srs = match args.sr {
+        Some(sr) => vec![sr],
+        None => context.ask::<SrList>().await?,
+    };
+    let mut scans = Vec::new();
+    for sr in &srs {
+        let params = SrParams { dbg: DBG.into(), sr: sr.clone() };
+        scans.push(context.call::<SrScan2>(&params).await?);
+    }
+    if context.json {
+        return write(&json(&scans));
+    }
+    let workers = context.ask::<WorkerList>().await?;
+    let of_sr = |(sr, scan)| -> Vec<(&str, &VdiInfo)> {
+        let (sr, (vdis, _)): (&String, &(Vec<VdiInfo>, SrInfo)) = (sr, scan);
+        vdis.iter().map(|vdi| (sr.as_str(), vdi)).collect()
+    };
+    let vdis: Vec<_> = srs.iter().zip(&scans).flat_map(of_sr).collect();
+    write(&render::list(&vdis, &workers))
+}
+
+async fn show(which: &Which, context: &Context) -> Result<(), Failure> {
+    let params = locate::vdi(context, which).await?;
+    let info = context.call::<VdiStat>(&params).await?;
+    if context.json {
+        return write(&json(&info));
+    }
+    let (sr, vdi) = (params.sr.clone(), params.vdi);
+    let params = DpStatParams { dbg: DBG.into(), sr, vdi, unit: () };
+    let datapaths = context.call::<DpStatVdi>(&params).await?;
+    write(&render::one(&params.sr, &info, &datapaths))
+}
+
+async fn resize(args: &Resize, context: &Context) -> Result<(), Failure> {
+    let vdi = locate::vdi(context, &args.which).await?;
+    let params = VdiResizeParams { dbg: DBG.into(), sr: vdi.sr, vdi: vdi.vdi, new_size: args.size };
+    let bytes = context.call::<VdiResize>(&params).await?;
+    context.show(&bytes, |&bytes| format!("{}\n", size::human_signed(bytes)))
+}
+
+async fn rename(args: Rename, context: &Context) -> Result<(), Failure> {
+    let found = locate::vdi(context, &args.which).await?;
+    let place = || (DBG.to_owned(), found.sr.clone(), found.vdi.clone());
+    if let Some(new_name_label) = args.name {
+        let (dbg, sr, vdi) = place();
+        let params = VdiNameLabelParams { dbg, sr, vdi, new_name_label };
+        context.call::<VdiSetNameLabel>(&params).await?;
+    }
+    if let Some(new_name_description) = args.description {
+        let (dbg, sr, vdi) = place();
+        let params = VdiNameDescriptionParams { dbg, sr, vdi, new_name_description };
+        context.call::<VdiSetNameDescription>(&params).await?;
+    }
+    context.done()
+}
