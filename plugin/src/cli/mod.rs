@@ -27,15 +27,16 @@ use std::{path::PathBuf, process::ExitCode};
 /// A storage manager for Xen hosts: storage repositories (SR), virtual disks (VDI), and zero-copy
 /// datapaths from a guest's blkfront to them.
 #[derive(Debug, Parser)]
-#[command(name = "zerotap", version, after_help = EXAMPLES, propagate_version = true)]
+#[command(name = "zerotap", version, after_help = EXAMPLES)]
 struct Cli {
     /// Print the result of the call as JSON instead of a table
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = GLOBAL)]
     json: bool,
     /// The daemon's socket
     #[arg(
         long,
         global = true,
+        help_heading = GLOBAL,
         value_name = "PATH",
         env = "ZEROTAP_SOCKET",
         default_value = "/run/zerotap/rpc.sock"
@@ -44,6 +45,9 @@ struct Cli {
     #[command(subcommand)]
     command: Command,
 }
+
+/// Where `--help` lists the options that every command has.
+const GLOBAL: &str = "Global options";
 
 const EXAMPLES: &str = "\
 A disk for domain 5, from nothing:

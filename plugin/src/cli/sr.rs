@@ -3,7 +3,7 @@
 use super::context::{Context, DBG};
 use super::failure::Failure;
 use super::{pair, size, table};
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use zerotap_rpc_schema::smapi2::{
     Pairs, Probe, ProbeResult, SrAttachParams, SrCreateParams, SrInfo, SrNameDescriptionParams,
     SrNameLabelParams, SrParams, SrProbeParams,
@@ -89,12 +89,13 @@ pub(crate) struct Attach {
 }
 
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("names").required(true).multiple(true).args(["name", "description"]))]
 pub(crate) struct Rename {
     /// The SR's uuid
     #[arg(value_name = "SR")]
     sr: String,
     /// The new name
-    #[arg(long, required_unless_present = "description")]
+    #[arg(long)]
     name: Option<String>,
     /// The new description
     #[arg(long)]

@@ -7,7 +7,7 @@ use super::context::{Context, DBG, json, write};
 use super::failure::Failure;
 use super::locate::{self, Which};
 use super::size;
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use usage::Use;
 use zerotap_rpc_schema::smapi2::{
     DpStatParams, SrInfo, SrParams, VdiCreateParams, VdiInfo, VdiNameDescriptionParams,
@@ -68,6 +68,7 @@ pub(crate) enum Verb {
 }
 
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("extent").required(true).args(["size", "device"]))]
 pub(crate) struct Create {
     /// The uuid of the SR to make it in
     #[arg(long)]
@@ -79,10 +80,10 @@ pub(crate) struct Create {
     #[arg(long, default_value = "", hide_default_value = true)]
     description: String,
     /// How large it shall be: 64M, 10G, 512KiB
-    #[arg(long, value_parser = size::parse, required_unless_present = "device")]
+    #[arg(long, value_parser = size::parse)]
     size: Option<i64>,
     /// A block device that shall be the volume, whole, instead of a file
-    #[arg(long, value_name = "/dev/…", conflicts_with = "size")]
+    #[arg(long, value_name = "PATH")]
     device: Option<String>,
     /// Take the whole space now; sparse when absent
     #[arg(long, conflicts_with = "device")]
@@ -106,11 +107,12 @@ pub(crate) struct Resize {
 }
 
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("names").required(true).multiple(true).args(["name", "description"]))]
 pub(crate) struct Rename {
     #[command(flatten)]
     which: Which,
     /// The new name
-    #[arg(long, required_unless_present = "description")]
+    #[arg(long)]
     name: Option<String>,
     /// The new description
     #[arg(long)]
