@@ -217,4 +217,35 @@ mod tests {
         let error = Config::load(nowhere).expect_err("no directory");
         assert!(error.to_string().contains("--sim-dir"), "{error}");
     }
+
+    /// The packaged file's settings, without the signs that make them comments.
+    fn packaged() -> Vec<&'static str> {
+        let setting = |line: &&str| line.starts_with(|first: char| first.is_ascii_lowercase());
+        let text = include_str!("../../packaging/zerotap.toml");
+        text.lines().filter_map(|line| line.strip_prefix('#')).filter(setting).collect()
+    }
+
+    #[test]
+    fn the_packaged_file_has_every_key() {
+        let unknown = toml::from_str::<File>("nonsense = 1").expect_err("no such key").to_string();
+        let keys = unknown.split('`').skip(1).step_by(2).filter(|name| *name != "nonsense");
+        let keys: Vec<&str> = keys.filter(|name| !name.contains(' ')).collect();
+        assert!(keys.len() > 10, "{unknown}");
+        for key in keys {
+            let found = packaged().iter().any(|line| line.starts_with(&format!("{key} = ")));
+            assert!(found, "packaging/zerotap.toml does not tell of {key}");
+        }
+    }
+
+    #[test]
+    fn the_packaged_file_shows_the_defaults() {
+        let dir = tempfile::tempdir().expect("a directory");
+        toml::from_str::<File>(&packaged().join("\n")).expect("the packaged file");
+        let examples = ["sim_dir", "socket_user", "socket_group", "worker_program"];
+        let example = |line: &&str| examples.iter().any(|key| line.starts_with(key));
+        let settings: Vec<_> = packaged().into_iter().filter(|line| !example(line)).collect();
+        let shown = Config::load(args(dir.path(), &settings.join("\n"))).expect("settings");
+        let default = Config::load(args(dir.path(), "")).expect("an empty file");
+        assert_eq!(format!("{shown:?}"), format!("{default:?}"));
+    }
 }
