@@ -2,9 +2,15 @@
 //! straight between the guests' pages and the disk.
 //!
 //! A process of one thread. It is given descriptors, not paths, and never opens anything itself.
-//! [`control`] takes the daemon's orders, [`device`] serves a VBD with [`ring`] (blkif without I/O),
-//! [`xen`] (grants and events), [`image`] (where a virtual range stands) and [`engine`] (the only
-//! place that submits I/O).
+//! [`control`] takes the daemon's orders, [`worker`] is the loop, [`device`] serves a VBD with
+//! [`ring`] (blkif without I/O), [`xen`] (grants and events), [`image`] (where a virtual range
+//! stands) and [`engine`] (the only place that submits I/O).
 
+pub mod control;
+pub mod device;
+pub mod engine;
+pub mod image;
+pub mod inherit;
 pub mod ring;
+pub mod worker;
 pub mod xen;

@@ -1,1 +1,103 @@
-fn main() {}
+//! `zerotap-datapath`: one per active VDI, started by the daemon with the descriptors that it needs.
+//!
+//! Not for people: everything it may use is inherited, nothing is opened by name.
+
+use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
+use std::os::fd::OwnedFd;
+use std::process::ExitCode;
+use zerotap_datapath::engine::WANTED_KERNEL;
+use zerotap_datapath::image::Image;
+use zerotap_datapath::inherit::inherited;
+use zerotap_datapath::worker::{Given, Worker};
+use zerotap_datapath::xen::Host;
+
+const USAGE: &str = "zerotap-datapath is started by zerotap, with descriptors it inherits:
+  zerotap-datapath --id ID --host xen|sim [--read-only] --listener-fd N --image-fd N --gntdev-fd N";
+
+/// The command line, as the daemon writes it.
+#[derive(Default)]
+struct Arguments {
+    id: Option<String>,
+    host: Option<Host>,
+    read_only: bool,
+    listener: Option<OwnedFd>,
+    image: Option<OwnedFd>,
+    gntdev: Option<OwnedFd>,
+}
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).init();
+    let arguments = match parse(std::env::args().skip(1)) {
+        Ok(arguments) => arguments,
+        Err(problem) => {
+            eprintln!("zerotap-datapath: {problem}\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    let id = arguments.id.clone().unwrap_or_default();
+    let _span = tracing::info_span!("worker", id).entered();
+    match serve(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            tracing::error!("{problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(arguments: Arguments) -> Result<(), String> {
+    let missing = |name: &str| format!("{name} is missing\n{USAGE}");
+    let given = Given {
+        host: arguments.host.ok_or_else(|| missing("--host"))?,
+        read_only: arguments.read_only,
+        image: Image::new(arguments.image.ok_or_else(|| missing("--image-fd"))?)
+            .map_err(|error| error.to_string())?,
+        listener: arguments.listener.ok_or_else(|| missing("--listener-fd"))?,
+        gntdev: arguments.gntdev.ok_or_else(|| missing("--gntdev-fd"))?,
+    };
+    let image = given.image.info();
+    let worker =
+        Worker::new(given).map_err(|error| format!("{error}: zerotap needs {WANTED_KERNEL}"))?;
+    tracing::info!(sectors = image.sectors, sector_bytes = image.sector_bytes, "ready");
+    worker.run().map_err(|error| format!("the worker stopped: {error}"))?;
+    tracing::info!("shut down");
+    Ok(())
+}
+
+fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
+    let mut arguments = Arguments::default();
+    while let Some(word) = words.next() {
+        if word == "--read-only" {
+            arguments.read_only = true;
+            continue;
+        }
+        let value = words.next().ok_or_else(|| format!("{word} needs a value"))?;
+        match word.as_str() {
+            "--id" => arguments.id = Some(value),
+            "--host" => arguments.host = Some(parse_host(&value)?),
+            "--listener-fd" => arguments.listener = Some(descriptor(&word, &value)?),
+            "--image-fd" => arguments.image = Some(descriptor(&word, &value)?),
+            "--gntdev-fd" => arguments.gntdev = Some(descriptor(&word, &value)?),
+            _ => return Err(format!("unknown argument {word}")),
+        }
+    }
+    Ok(arguments)
+}
+
+fn parse_host(value: &str) -> Result<Host, String> {
+    match value {
+        "xen" => Ok(Host::Xen),
+        "sim" => Ok(Host::Sim),
+        _ => Err(format!("--host is xen or sim, not {value}")),
+    }
+}
+
+fn descriptor(word: &str, value: &str) -> Result<OwnedFd, String> {
+    let number: i32 =
+        value.parse().map_err(|_| format!("{word} takes a descriptor's number, not {value}"))?;
+    let owned = inherited(number).map_err(|errno| format!("{word} {value}: {errno}"))?;
+    let flags = fcntl_getfd(&owned).map_err(|errno| format!("{word} {value}: {errno}"))?;
+    fcntl_setfd(&owned, flags | FdFlags::CLOEXEC)
+        .map_err(|errno| format!("{word} {value}: {errno}"))?;
+    Ok(owned)
+}

@@ -85,6 +85,9 @@ pub enum Refusal {
     /// Beyond the disk's end.
     #[error("the request leaves the disk")]
     BeyondEnd,
+    /// A page that the guest did not grant.
+    #[error("the guest did not grant a page")]
+    Ungranted,
     /// A write to a read-only disk.
     #[error("the disk is read-only")]
     ReadOnly,

@@ -4,6 +4,7 @@
 pub mod evtchn;
 pub mod gntdev;
 pub mod sim;
+pub mod transfer;
 mod window;
 
 use crate::ring::shared::SharedMapping;
@@ -54,13 +55,15 @@ pub enum Grants {
 #[derive(Debug)]
 pub struct GrantMapping {
     memory: SharedMapping,
-    _held: Held,
+    held: Held,
 }
 
+/// What keeps grants mapped, beside the mapping itself: dropped after it.
 #[derive(Debug)]
-#[expect(dead_code, reason = "held for what dropping it does")]
-enum Held {
+pub enum Held {
+    /// The grant device's record.
     Xen(gntdev::MapRecord),
+    /// The simulated grants' count.
     Sim(sim::SimUse),
 }
 
@@ -71,10 +74,10 @@ impl GrantMapping {
         &self.memory
     }
 
-    /// The pages alone, for who keeps them as long as the grants; used for a ring.
+    /// The pages, and what must be dropped after them.
     #[must_use]
-    pub fn split(self) -> (SharedMapping, impl Sized) {
-        (self.memory, self._held)
+    pub fn split(self) -> (SharedMapping, Held) {
+        (self.memory, self.held)
     }
 }
 
@@ -102,11 +105,11 @@ impl Grants {
         match self {
             Grants::Xen(gntdev) => {
                 let (memory, record) = gntdev.map(grefs, access)?;
-                Ok(GrantMapping { memory, _held: Held::Xen(record) })
+                Ok(GrantMapping { memory, held: Held::Xen(record) })
             }
             Grants::Sim(sim) => {
                 let (memory, used) = sim.map(grefs, access)?;
-                Ok(GrantMapping { memory, _held: Held::Sim(used) })
+                Ok(GrantMapping { memory, held: Held::Sim(used) })
             }
         }
     }

@@ -1,0 +1,332 @@
+//! One VBD: takes requests off a guest's ring, moves data between its pages and the image, answers.
+//!
+//! Runs at its own pace: an event or a completion only marks it; then one sweep takes all that is
+//! there, maps what is missing, submits, and pushes the finished answers with one notification.
+//! The worker calls it; it calls the engine and nothing else waits.
+
+mod bounce;
+mod flow;
+mod slot;
+mod sweep;
+
+use crate::engine::{Engine, Tag};
+use crate::image::Image;
+use crate::ring::back::BackRing;
+use crate::ring::request::{Limits, Transfer as Direction};
+use crate::ring::shared::PAGE_BYTES;
+use crate::xen::transfer::Transfer;
+use crate::xen::{Access, Channel, Grants, Held, Host};
+use bounce::BouncePool;
+use rustix::io::Errno;
+use slot::Slot;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use zerotap_rpc_schema::Histogram;
+use zerotap_rpc_schema::worker::{Connected, Counters, RingParameters, VbdCounters, VbdId};
+
+/// Reads of an event channel that may fail in a row before the ring counts as broken.
+const EVENT_ERRORS_MAX: u32 = 16;
+
+/// Why a ring cannot be connected.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectFailed {
+    /// The daemon checks this too; a guest chose the number.
+    #[error("a ring has 1, 2, 4, 8 or 16 pages, not {0}")]
+    RingPages(usize),
+    /// No such domain, or its grants cannot be reached.
+    #[error("cannot reach the domain's grants: {0}")]
+    Grants(Errno),
+    /// A reference that is not granted to this domain.
+    #[error("cannot map the ring's pages {refs:?}: {errno}")]
+    MapRing {
+        /// The references.
+        refs: Vec<u32>,
+        /// The reason.
+        errno: Errno,
+    },
+    /// Bound already, or not offered to this domain.
+    #[error("cannot bind event channel port {port}: {errno}")]
+    BindPort {
+        /// The frontend's port.
+        port: u32,
+        /// The reason.
+        errno: Errno,
+    },
+}
+
+/// What a device does with its ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Takes requests.
+    Serving,
+    /// The frontend broke the protocol: takes no more, answers what it has.
+    Broken,
+    /// Finishes what it has, then ends.
+    Draining,
+}
+
+/// What the counters know beside what the daemon asks for.
+#[derive(Debug, Default)]
+struct Statistics {
+    counters: Counters,
+    read_latency: Histogram,
+    write_latency: Histogram,
+    flush_latency: Histogram,
+}
+
+impl Statistics {
+    /// Counts an answered request.
+    fn count(&mut self, transfer: Direction, bytes: u32, latency_us: u64) {
+        let counters = &mut self.counters;
+        match transfer {
+            Direction::Read => {
+                counters.reads += 1;
+                counters.read_bytes += u64::from(bytes);
+                self.read_latency.record(latency_us);
+            }
+            Direction::Write => {
+                counters.writes += 1;
+                counters.write_bytes += u64::from(bytes);
+                self.write_latency.record(latency_us);
+            }
+            Direction::None => {
+                counters.flushes += 1;
+                self.flush_latency.record(latency_us);
+            }
+        }
+    }
+}
+
+/// The wait for the guest's next event. The kernel reads and writes these words: they stay where they
+/// are (boxed) until the wait has ended.
+#[derive(Debug)]
+struct EventWait {
+    word: Box<[u32; 16]>,
+    unmask: Box<u32>,
+    /// A wait is with the kernel.
+    armed: bool,
+    /// An event came, and the port has not been unmasked since.
+    masked: bool,
+    cancelled: bool,
+    errors: u32,
+}
+
+/// One connected VBD. The field order is the order of dropping: the ring goes before the grants that
+/// it is made of.
+#[derive(Debug)]
+pub struct Device {
+    vbd: VbdId,
+    number: u16,
+    parameters: RingParameters,
+    limits: Limits,
+    memory_align_bytes: u32,
+    state: State,
+    ring: BackRing,
+    _ring_grants: Held,
+    channel: Channel,
+    event: EventWait,
+    transfer: Transfer,
+    bounce: BouncePool,
+    slots: Box<[Slot]>,
+    free: Vec<u16>,
+    /// The requests of the sweep that goes on; kept for its memory.
+    batch: Vec<u16>,
+    /// A barrier that waits for the requests before it, and holds back those after.
+    barrier: Option<u16>,
+    /// Slots whose steps go on, the waiting barrier left out.
+    running: u32,
+    /// Slots that finished in a window that others still use.
+    finished: Vec<u16>,
+    /// The requests and pages of a window being made; kept for their memory.
+    members: Vec<u16>,
+    grefs: Vec<u32>,
+    /// The time of this round, microseconds: one reading of the clock serves all its requests.
+    now_us: u64,
+    statistics: Statistics,
+}
+
+impl Device {
+    /// Maps the ring, binds the port and waits for the first event, which a fresh bind brings itself.
+    ///
+    /// # Errors
+    /// When the frontend's parameters do not lead to a ring.
+    #[expect(clippy::too_many_arguments, reason = "each is a separate thing that the worker holds")]
+    pub fn connect(
+        host: Host,
+        gntdev: &Rc<OwnedFd>,
+        evtchn: OwnedFd,
+        image: &Image,
+        number: u16,
+        vbd: VbdId,
+        parameters: RingParameters,
+        read_only: bool,
+    ) -> Result<Self, ConnectFailed> {
+        let refs = &parameters.ring_refs;
+        if !matches!(refs.len(), 1 | 2 | 4 | 8 | 16) {
+            return Err(ConnectFailed::RingPages(refs.len()));
+        }
+        let grants = Grants::new(host, gntdev, vbd.domid).map_err(ConnectFailed::Grants)?;
+        let mapping = grants
+            .map(refs, Access::ReadWrite)
+            .map_err(|errno| ConnectFailed::MapRing { refs: refs.clone(), errno })?;
+        let port = parameters.port;
+        let channel = Channel::bind(host, evtchn, vbd.domid, port)
+            .map_err(|errno| ConnectFailed::BindPort { port, errno })?;
+        debug_assert_eq!(mapping.memory().bytes(), refs.len() * PAGE_BYTES);
+        let (memory, ring_grants) = mapping.split();
+        let ring = BackRing::new(memory, parameters.protocol);
+        let entries = u16::try_from(ring.entries()).expect("at most 512 entries");
+        let info = image.info();
+        Ok(Device {
+            vbd,
+            number,
+            limits: Limits { sectors: info.sectors, sector_bytes: info.sector_bytes, read_only },
+            memory_align_bytes: info.memory_align_bytes,
+            state: State::Serving,
+            ring,
+            _ring_grants: ring_grants,
+            event: EventWait {
+                word: Box::new([0; 16]),
+                unmask: Box::new(channel.unmask_word().unwrap_or(0)),
+                armed: false,
+                masked: false,
+                cancelled: false,
+                errors: 0,
+            },
+            channel,
+            transfer: Transfer::new(grants, parameters.persistent),
+            parameters,
+            bounce: BouncePool::default(),
+            slots: (0..entries).map(|_| Slot::new()).collect(),
+            free: (0..entries).rev().collect(),
+            batch: Vec::with_capacity(usize::from(entries)),
+            barrier: None,
+            running: 0,
+            finished: Vec::with_capacity(usize::from(entries)),
+            members: Vec::new(),
+            grefs: Vec::new(),
+            now_us: 0,
+            statistics: Statistics::default(),
+        })
+    }
+
+    /// Which disk it is.
+    #[must_use]
+    pub fn vbd(&self) -> VbdId {
+        self.vbd
+    }
+
+    /// Goes on counting where an earlier connection of the same VBD ended.
+    pub fn resume_counters(&mut self, past: VbdCounters) {
+        self.statistics = Statistics {
+            counters: past.counters,
+            read_latency: past.read_latency,
+            write_latency: past.write_latency,
+            flush_latency: past.flush_latency,
+        };
+        self.transfer.map_calls = self.statistics.counters.map_calls;
+    }
+
+    /// For a daemon that came back.
+    #[must_use]
+    pub fn connected(&self) -> Connected {
+        let broken = self.state == State::Broken;
+        Connected { vbd: self.vbd, ring: self.parameters.clone(), broken }
+    }
+
+    /// What it counted.
+    #[must_use]
+    pub fn counters(&self) -> VbdCounters {
+        let counters = Counters {
+            in_flight: self.in_flight(),
+            mapped_pages: u32::try_from(self.transfer.mapped_pages()).unwrap_or(u32::MAX),
+            persistent_pages: u32::try_from(self.transfer.persistent_pages()).unwrap_or(u32::MAX),
+            map_calls: self.transfer.map_calls,
+            ..self.statistics.counters.clone()
+        };
+        VbdCounters {
+            vbd: self.vbd,
+            broken: self.state == State::Broken,
+            counters,
+            read_latency: self.statistics.read_latency.clone(),
+            write_latency: self.statistics.write_latency.clone(),
+            flush_latency: self.statistics.flush_latency.clone(),
+        }
+    }
+
+    /// A new round begins.
+    pub fn set_now(&mut self, now_us: u64) {
+        self.now_us = now_us;
+    }
+
+    /// Takes no more requests; [`Device::drained`] tells when it has ended.
+    pub fn drain(&mut self, engine: &mut Engine) {
+        self.state = State::Draining;
+        self.cancel_event_when_idle(engine);
+    }
+
+    /// Whether it holds nothing of the guest any more but what dropping it gives back.
+    #[must_use]
+    pub fn drained(&self) -> bool {
+        self.state == State::Draining && self.in_flight() == 0 && !self.event.armed
+    }
+
+    fn in_flight(&self) -> u32 {
+        u32::try_from(self.slots.len() - self.free.len()).expect("at most 512 slots")
+    }
+
+    /// The event channel was read: `result` bytes of events, or an error.
+    pub fn on_event(&mut self, result: i32) {
+        self.event.armed = false;
+        if result > 0 {
+            self.event.masked = true;
+            self.event.errors = 0;
+            self.statistics.counters.events += 1;
+            return;
+        }
+        if self.state == State::Draining {
+            return;
+        }
+        let errno = Errno::from_raw_os_error(-result);
+        self.event.errors += 1;
+        if self.event.errors == EVENT_ERRORS_MAX {
+            tracing::error!(vbd = %self.vbd, %errno, "event channel unreadable; ring given up");
+            self.state = State::Broken;
+        }
+    }
+
+    /// Waits for the next event, if no wait goes on already.
+    fn arm(&mut self, engine: &mut Engine) {
+        if self.event.armed || self.event.errors >= EVENT_ERRORS_MAX {
+            return;
+        }
+        let unmask = self.event.masked && self.channel.unmask_word().is_some();
+        let port = unmask.then_some(std::ptr::from_ref(&*self.event.unmask));
+        let word = std::ptr::from_mut(&mut *self.event.word);
+        let tag = Tag::Event { device: self.number };
+        // SAFETY: both words are boxed, and the channel lives as long: the device is dropped only
+        // when `armed` is false again (`drained`), which the wait's completion makes it.
+        unsafe { engine.wait_event(self.channel.descriptor(), port, word, tag) };
+        self.event.armed = true;
+        self.event.masked = false;
+    }
+
+    fn cancel_event_when_idle(&mut self, engine: &mut Engine) {
+        if self.event.armed && !self.event.cancelled {
+            self.event.cancelled = true;
+            let tag = Tag::Event { device: self.number };
+            engine.cancel_event(tag, Tag::Cancelled { device: self.number });
+        }
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        // Only reached with requests in flight when the process ends without a drain.
+        for slot in &mut self.slots {
+            if let Some(token) = slot.token.take() {
+                token.abandon();
+            }
+        }
+    }
+}

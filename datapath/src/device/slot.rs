@@ -1,0 +1,146 @@
+//! A request's place while it is in flight: one slot for each entry of the ring, made once.
+
+use crate::engine::IoVector;
+use crate::ring::abi::{SEGMENT_BYTES, Segment};
+use crate::ring::request::{INDIRECT_SEGMENTS_MAX, Plan, Transfer as Direction};
+use crate::ring::token::Token;
+use crate::xen::transfer::Reach;
+
+/// Where a request stands among its steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    FlushBefore,
+    Data,
+    FlushAfter,
+    Finished,
+}
+
+/// One request in flight.
+#[derive(Debug)]
+pub(super) struct Slot {
+    /// What to answer; present while the slot is taken.
+    pub(super) token: Option<Token>,
+    pub(super) plan: Plan,
+    pub(super) step: Step,
+    /// Bytes of the whole request, and of those the bytes done.
+    pub(super) bytes: u32,
+    pub(super) done: u32,
+    pub(super) segments: Vec<Segment>,
+    /// What the kernel reads while the data step runs; not touched until it has answered.
+    pub(super) vectors: Vec<IoVector>,
+    pub(super) reach: Reach,
+    /// The bounce buffer it uses.
+    pub(super) bounce: Option<u16>,
+    pub(super) status: i16,
+    /// Times that the kernel asked to try again.
+    pub(super) retries: u8,
+    pub(super) taken_us: u64,
+    /// The page that holds an indirect request's segments, until they were fetched.
+    pub(super) fetch: Option<u32>,
+    /// Its bytes, as far as they are segments.
+    pub(super) fetched: Vec<u8>,
+}
+
+impl Slot {
+    pub(super) fn new() -> Self {
+        let plan = Plan {
+            barrier: false,
+            flush_before: false,
+            transfer: Direction::None,
+            flush_after: false,
+            sector: 0,
+            segment_count: 0,
+        };
+        Slot {
+            token: None,
+            plan,
+            step: Step::Finished,
+            bytes: 0,
+            done: 0,
+            segments: Vec::with_capacity(INDIRECT_SEGMENTS_MAX),
+            vectors: Vec::with_capacity(INDIRECT_SEGMENTS_MAX),
+            reach: Reach::Standing,
+            bounce: None,
+            status: 0,
+            retries: 0,
+            taken_us: 0,
+            fetch: None,
+            fetched: Vec::with_capacity(INDIRECT_SEGMENTS_MAX * SEGMENT_BYTES),
+        }
+    }
+
+    /// Takes the slot for a judged request.
+    pub(super) fn take(&mut self, token: Token, plan: Plan, taken_us: u64) {
+        debug_assert!(self.token.is_none(), "a slot has one request at a time");
+        self.token = Some(token);
+        self.plan = plan;
+        self.step = Step::FlushBefore;
+        self.bytes = 0;
+        self.done = 0;
+        self.segments.clear();
+        self.vectors.clear();
+        self.reach = Reach::Standing;
+        self.status = 0;
+        self.retries = 0;
+        self.taken_us = taken_us;
+    }
+
+    /// Whether direct I/O takes the vectors as they are.
+    pub(super) fn aligned(&self, align_bytes: u32) -> bool {
+        let align = align_bytes as usize;
+        self.vectors.iter().all(|vector| {
+            vector.iov_base.addr().is_multiple_of(align) && vector.iov_len.is_multiple_of(align)
+        })
+    }
+
+    /// Takes the first `bytes`, which are done, off the vectors.
+    pub(super) fn advance_vectors(&mut self, bytes: usize) {
+        let mut left = bytes;
+        let mut whole = 0;
+        for vector in &mut self.vectors {
+            if left < vector.iov_len {
+                vector.iov_base = vector.iov_base.wrapping_byte_add(left);
+                vector.iov_len -= left;
+                break;
+            }
+            left -= vector.iov_len;
+            whole += 1;
+        }
+        self.vectors.drain(..whole);
+    }
+}
+
+/// Adds memory to the vectors; a piece that follows the last one directly makes it longer.
+pub(super) fn add_vector(vectors: &mut Vec<IoVector>, base: *mut u8, bytes: usize) {
+    if let Some(last) = vectors.last_mut()
+        && last.iov_base.cast::<u8>().wrapping_add(last.iov_len) == base
+    {
+        last.iov_len += bytes;
+        return;
+    }
+    vectors.push(IoVector { iov_base: base.cast(), iov_len: bytes });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pieces(slot: &Slot) -> Vec<(usize, usize)> {
+        slot.vectors.iter().map(|vector| (vector.iov_base.addr(), vector.iov_len)).collect()
+    }
+
+    #[test]
+    fn vectors_merge_and_advance() {
+        let mut slot = Slot::new();
+        let at = |address: usize| std::ptr::without_provenance_mut::<u8>(address);
+        add_vector(&mut slot.vectors, at(0x1000), 0x1000);
+        add_vector(&mut slot.vectors, at(0x2000), 0x200);
+        add_vector(&mut slot.vectors, at(0x4000), 0x1000);
+        assert_eq!(pieces(&slot), [(0x1000, 0x1200), (0x4000, 0x1000)]);
+        assert!(slot.aligned(512) && !slot.aligned(4096));
+        slot.advance_vectors(0x1000);
+        assert_eq!(pieces(&slot), [(0x2000, 0x200), (0x4000, 0x1000)]);
+        slot.advance_vectors(0x300);
+        assert_eq!(pieces(&slot), [(0x4100, 0xf00)]);
+    }
+}

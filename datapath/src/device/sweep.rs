@@ -1,0 +1,234 @@
+//! A sweep: take all requests that are there, judge them, reach their pages in few calls, submit.
+
+use super::slot::Step;
+use super::{Device, State};
+use crate::engine::Engine;
+use crate::ring::abi::{SEGMENT_BYTES, STATUS_ERROR, Segment};
+use crate::ring::request::{
+    Refusal, Source, Transfer as Direction, answered_operation, judge, judge_segments,
+};
+use crate::ring::token::Token;
+use crate::xen::transfer::Reach;
+use crate::xen::{Access, CopyOut, GRANTS_PER_MAP_MAX};
+use rustix::io::Errno;
+
+impl Device {
+    /// Serves all that the ring has, until it is empty and the next event is waited for.
+    pub fn sweep(&mut self, engine: &mut Engine) {
+        while self.state == State::Serving {
+            match self.take_all() {
+                Ok(()) => {}
+                Err(broken) => return self.give_up(&broken),
+            }
+            if !self.batch.is_empty() {
+                self.statistics.counters.sweeps += 1;
+                self.reach_pages();
+                self.start_batch(engine);
+                continue;
+            }
+            if self.barrier.is_some() {
+                return;
+            }
+            match self.ring.sleep() {
+                Ok(true) => {}
+                Ok(false) => return self.arm(engine),
+                Err(broken) => return self.give_up(&broken),
+            }
+        }
+        if self.state == State::Draining {
+            self.cancel_event_when_idle(engine);
+        }
+    }
+
+    fn give_up(&mut self, why: &crate::ring::back::RingBroken) {
+        tracing::error!(vbd = %self.vbd, %why, "the frontend broke the ring; it is served no more");
+        self.state = State::Broken;
+    }
+
+    /// Takes requests into slots; what is refused is answered at once.
+    fn take_all(&mut self) -> Result<(), crate::ring::back::RingBroken> {
+        let mut fetches = 0;
+        while self.barrier.is_none() {
+            let Some(descriptor) = self.ring.take()? else { break };
+            let operation = answered_operation(&descriptor);
+            let token = Token::new(descriptor.id, operation);
+            let (plan, source) = match judge(&descriptor, &self.limits) {
+                Ok(judged) => judged,
+                Err(refusal) => {
+                    self.refuse(token, refusal);
+                    continue;
+                }
+            };
+            let number = self.free.pop().expect("as many slots as the ring has entries");
+            let slot = &mut self.slots[usize::from(number)];
+            slot.take(token, plan, self.now_us);
+            match source {
+                Source::Inline(segments) => {
+                    slot.segments.extend_from_slice(&segments[..plan.segment_count]);
+                    self.admit(number);
+                }
+                Source::Indirect(grefs) => {
+                    slot.fetch = Some(grefs[0]);
+                    slot.fetched.clear();
+                    slot.fetched.resize(plan.segment_count * SEGMENT_BYTES, 0);
+                    self.transfer.want_page(grefs[0]);
+                    fetches += 1;
+                }
+            }
+        }
+        if fetches > 0 {
+            self.fetch_segments();
+        }
+        Ok(())
+    }
+
+    /// Gets the segments of indirect requests: out of standing pages where they are, otherwise all
+    /// in one call where the guest is honest, one by one where it is not.
+    fn fetch_segments(&mut self) {
+        self.transfer.finish_standing();
+        let mut copies: Vec<CopyOut<'_>> = Vec::new();
+        for slot in &mut self.slots {
+            if let Some(gref) = slot.fetch
+                && !self.transfer.copy_standing(gref, &mut slot.fetched)
+            {
+                copies.push(CopyOut { gref, to: &mut slot.fetched });
+            }
+        }
+        let fetched = copies.is_empty() || self.transfer.copy_pages(&mut copies).is_ok();
+        for number in 0..self.slots.len() {
+            let slot = &mut self.slots[number];
+            let Some(gref) = slot.fetch.take() else { continue };
+            let number = u16::try_from(number).expect("at most 512 slots");
+            let alone = CopyOut { gref, to: &mut slot.fetched };
+            if !fetched && self.transfer.copy_pages(&mut [alone]).is_err() {
+                self.refuse_slot(number, Refusal::Ungranted);
+                continue;
+            }
+            let segments = slot.fetched.as_chunks::<SEGMENT_BYTES>().0;
+            slot.segments.extend(segments.iter().map(|&segment| Segment::decode(segment)));
+            self.admit(number);
+        }
+    }
+
+    /// Judges a request's segments and puts it into the batch.
+    fn admit(&mut self, number: u16) {
+        let slot = &mut self.slots[usize::from(number)];
+        match judge_segments(&slot.plan, &slot.segments, &self.limits) {
+            Ok(bytes) => slot.bytes = bytes,
+            Err(refusal) => return self.refuse_slot(number, refusal),
+        }
+        if slot.plan.barrier {
+            self.barrier = Some(number);
+        }
+        self.transfer.want_standing(&slot.segments);
+        self.batch.push(number);
+    }
+
+    /// Maps what is missing; requests whose pages the guest does not grant end with an error.
+    fn reach_pages(&mut self) {
+        self.transfer.finish_standing();
+        let mut members = std::mem::take(&mut self.members);
+        let mut grefs = std::mem::take(&mut self.grefs);
+        for access in [Access::ReadOnly, Access::ReadWrite] {
+            for index in 0..self.batch.len() {
+                let slot = &self.slots[usize::from(self.batch[index])];
+                let wanted = match slot.plan.transfer {
+                    Direction::Write => Access::ReadOnly,
+                    Direction::Read => Access::ReadWrite,
+                    Direction::None => continue,
+                };
+                if wanted != access || self.transfer.stands(&slot.segments) {
+                    continue;
+                }
+                if grefs.len() + slot.segments.len() > GRANTS_PER_MAP_MAX {
+                    self.open_window(&mut members, &mut grefs, access);
+                }
+                members.push(self.batch[index]);
+                let slot = &self.slots[usize::from(self.batch[index])];
+                grefs.extend(slot.segments.iter().map(|segment| segment.gref));
+            }
+            self.open_window(&mut members, &mut grefs, access);
+        }
+        self.members = members;
+        self.grefs = grefs;
+    }
+
+    /// Maps the pages of several requests as one window. When that fails, each alone: one bad
+    /// reference spoils no other request.
+    fn open_window(&mut self, members: &mut Vec<u16>, grefs: &mut Vec<u32>, access: Access) {
+        if members.is_empty() {
+            return;
+        }
+        let mut first_page = 0u16;
+        if let Ok(window) = self.transfer.open_window(grefs, access) {
+            for &member in members.iter() {
+                let slot = &mut self.slots[usize::from(member)];
+                slot.reach = Reach::Window { window, first_page };
+                first_page += u16::try_from(slot.segments.len()).expect("at most 256 segments");
+                self.transfer.use_window(window);
+            }
+        } else if members.len() > 1 {
+            for member in members.drain(..) {
+                let segments = &self.slots[usize::from(member)].segments;
+                let mut own: Vec<u32> = segments.iter().map(|segment| segment.gref).collect();
+                self.open_window(&mut vec![member], &mut own, access);
+            }
+        } else {
+            // Its answer goes with the others; see `start_batch`.
+            self.slots[usize::from(members[0])].status = STATUS_ERROR;
+        }
+        members.clear();
+        grefs.clear();
+    }
+
+    fn start_batch(&mut self, engine: &mut Engine) {
+        for index in 0..self.batch.len() {
+            let number = self.batch[index];
+            let slot = &mut self.slots[usize::from(number)];
+            if slot.status == STATUS_ERROR {
+                self.statistics.counters.refused += 1;
+                self.log_refusal(&Refusal::Ungranted);
+                self.answer(number);
+                continue;
+            }
+            slot.step = Step::FlushBefore;
+            if self.barrier == Some(number) {
+                continue;
+            }
+            self.running += 1;
+            self.advance(number, engine);
+        }
+        self.batch.clear();
+        self.start_barrier_when_alone(engine);
+    }
+
+    fn refuse(&mut self, token: Token, refusal: Refusal) {
+        let (id, operation) = token.redeem();
+        self.ring.answer(id, operation, refusal.status());
+        self.statistics.counters.refused += 1;
+        self.log_refusal(&refusal);
+    }
+
+    fn refuse_slot(&mut self, number: u16, refusal: Refusal) {
+        let slot = &mut self.slots[usize::from(number)];
+        let token = slot.token.take().expect("a taken slot has a token");
+        self.free.push(number);
+        self.refuse(token, refusal);
+    }
+
+    /// A guest can provoke refusals at will: the log hears of the first, then of each power of two.
+    fn log_refusal(&self, why: &dyn std::fmt::Display) {
+        let refused = self.statistics.counters.refused;
+        if refused.is_power_of_two() {
+            tracing::warn!(vbd = %self.vbd, %why, refused, "request refused");
+        }
+    }
+
+    /// As for refusals, a bounded number of lines.
+    pub(super) fn log_io_error(&self, what: &str, errno: Errno) {
+        let io_errors = self.statistics.counters.io_errors;
+        if io_errors.is_power_of_two() {
+            tracing::error!(vbd = %self.vbd, %errno, io_errors, "{what} failed; the guest was told");
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! The only place that submits I/O: a small vocabulary of operations over io_uring.
+//!
+//! One ring, one thread, one place to wait: completions, event channels and the control socket all
+//! arrive as completions. Errors of an operation are its completion's business, never the engine's.
+
+mod uring;
+
+pub use uring::{Completion, Engine, IoVector, WANTED_KERNEL};
+
+/// What a completion belongs to; travels through the kernel as 64 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tag {
+    /// Nobody waits for it.
+    None,
+    /// A request's data or flush: the device's number, the request's slot.
+    Request {
+        /// Which device.
+        device: u16,
+        /// Which of its slots.
+        slot: u16,
+    },
+    /// A device's event channel is readable, and this was read.
+    Event {
+        /// Which device.
+        device: u16,
+    },
+    /// A device's event wait was cancelled.
+    Cancelled {
+        /// Which device.
+        device: u16,
+    },
+    /// A control connection, or with `u16::MAX` the listener, is readable.
+    Control {
+        /// Which connection.
+        connection: u16,
+    },
+}
+
+impl Tag {
+    fn encode(self) -> u64 {
+        let (kind, high, low) = match self {
+            Tag::None => (0, 0, 0),
+            Tag::Request { device, slot } => (1, device, slot),
+            Tag::Event { device } => (2, device, 0),
+            Tag::Cancelled { device } => (3, device, 0),
+            Tag::Control { connection } => (4, connection, 0),
+        };
+        kind << 32 | u64::from(high) << 16 | u64::from(low)
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "each field is cut to its own bits")]
+    fn decode(bits: u64) -> Self {
+        let (high, low) = ((bits >> 16) as u16, bits as u16);
+        match bits >> 32 {
+            1 => Tag::Request { device: high, slot: low },
+            2 => Tag::Event { device: high },
+            3 => Tag::Cancelled { device: high },
+            4 => Tag::Control { connection: high },
+            _ => Tag::None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Tag;
+
+    #[test]
+    fn tags_survive_the_kernel() {
+        for tag in [
+            Tag::None,
+            Tag::Request { device: 3, slot: 511 },
+            Tag::Event { device: u16::MAX },
+            Tag::Cancelled { device: 1 },
+            Tag::Control { connection: u16::MAX },
+        ] {
+            assert_eq!(Tag::decode(tag.encode()), tag);
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! io_uring, with only what the worker needs of it.
+//!
+//! The image is a registered file: no reference counting per request. Event channels are not (see
+//! `xen/evtchn.rs`). Buffers stay with who submitted the operation until its completion was taken;
+//! that is the safety of this file, and `device.rs` upholds it by keeping a slot busy until then.
+
+use super::Tag;
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
+pub use libc::iovec as IoVector;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// What a kernel must offer, in words for people.
+pub const WANTED_KERNEL: &str = "Linux 5.11 or later with io_uring enabled \
+    (check the sysctl kernel.io_uring_disabled)";
+/// Submission entries; more operations wait in the kernel's completion queue, never get lost.
+const ENTRIES: u32 = 256;
+const COMPLETION_ENTRIES: u32 = 4096;
+const IMAGE: types::Fixed = types::Fixed(0);
+
+/// A completed operation: its tag, and bytes done or a negative error number.
+#[derive(Debug, Clone, Copy)]
+pub struct Completion {
+    /// Who submitted it.
+    pub tag: Tag,
+    /// As a system call would answer.
+    pub result: i32,
+}
+
+/// The ring.
+pub struct Engine {
+    ring: IoUring,
+    /// Success of a helper operation needs no completion (Linux 5.17).
+    skip_success: squeue::Flags,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// A ring for one image, with the best set-up that the kernel has.
+    ///
+    /// # Errors
+    /// When the kernel has no io_uring, or not enough of it.
+    pub fn new(image: BorrowedFd<'_>) -> std::io::Result<Self> {
+        let ring = Self::build()?;
+        if !ring.params().is_feature_ext_arg() {
+            return Err(std::io::Error::from(std::io::ErrorKind::Unsupported));
+        }
+        ring.submitter().register_files(&[image.as_raw_fd()])?;
+        let skip_success = if ring.params().is_feature_skip_cqe_on_success() {
+            squeue::Flags::SKIP_SUCCESS
+        } else {
+            squeue::Flags::empty()
+        };
+        Ok(Engine { ring, skip_success })
+    }
+
+    /// From the newest set-up flags to none: an older kernel refuses flags that it does not know.
+    fn build() -> std::io::Result<IoUring> {
+        let mut deferred = IoUring::builder();
+        deferred.setup_single_issuer().setup_defer_taskrun();
+        let mut cooperative = IoUring::builder();
+        cooperative.setup_coop_taskrun();
+        let plain = IoUring::builder();
+        let mut refused = None;
+        for mut builder in [deferred, cooperative, plain] {
+            match builder.setup_cqsize(COMPLETION_ENTRIES).dontfork().build(ENTRIES) {
+                Ok(ring) => return Ok(ring),
+                Err(error) => refused = Some(error),
+            }
+        }
+        Err(refused.unwrap_or_else(|| std::io::Error::from(std::io::ErrorKind::Unsupported)))
+    }
+
+    /// Reads the image at byte `offset` into `vectors`.
+    ///
+    /// # Safety
+    /// The vectors, and the memory that they describe, stay valid and in place until the completion
+    /// of `tag` was taken.
+    pub unsafe fn read(&mut self, vectors: &[IoVector], offset: u64, tag: Tag) {
+        let (first, count) = raw(vectors);
+        let entry = opcode::Readv::new(IMAGE, first, count).offset(offset).build();
+        // SAFETY: the caller's promise.
+        unsafe { self.push(&entry.user_data(tag.encode())) };
+    }
+
+    /// Writes `vectors` to the image at byte `offset`.
+    ///
+    /// # Safety
+    /// As for [`Engine::read`].
+    pub unsafe fn write(&mut self, vectors: &[IoVector], offset: u64, tag: Tag) {
+        let (first, count) = raw(vectors);
+        let entry = opcode::Writev::new(IMAGE, first, count).offset(offset).build();
+        // SAFETY: the caller's promise.
+        unsafe { self.push(&entry.user_data(tag.encode())) };
+    }
+
+    /// Makes durable what was written and completed before.
+    pub fn flush(&mut self, tag: Tag) {
+        let entry = opcode::Fsync::new(IMAGE).flags(types::FsyncFlags::DATASYNC).build();
+        // SAFETY: names no memory.
+        unsafe { self.push(&entry.user_data(tag.encode())) };
+    }
+
+    /// Completes once, when `descriptor` is readable.
+    pub fn wait_readable(&mut self, descriptor: BorrowedFd<'_>, tag: Tag) {
+        let entry = poll(descriptor);
+        // SAFETY: names no memory.
+        unsafe { self.push(&entry.user_data(tag.encode())) };
+    }
+
+    /// Completes once, when an event came through `channel`, with the event read into `word`.
+    /// Before that, `unmask` is written to the channel if there is something to write.
+    ///
+    /// # Safety
+    /// `unmask`, `word` and the descriptor stay valid and in place until the completion of `tag` was
+    /// taken.
+    pub unsafe fn wait_event(
+        &mut self,
+        channel: BorrowedFd<'_>,
+        unmask: Option<*const u32>,
+        word: *mut [u32; 16],
+        tag: Tag,
+    ) {
+        let file = types::Fd(channel.as_raw_fd());
+        let quiet = squeue::Flags::IO_LINK | self.skip_success;
+        if let Some(port) = unmask {
+            let entry = opcode::Write::new(file, port.cast(), 4).build();
+            // SAFETY: the caller's promise.
+            unsafe { self.push(&entry.flags(quiet).user_data(Tag::None.encode())) };
+        }
+        // The descriptor is non-blocking: a read alone would answer EAGAIN at once, a poll alone
+        // would cost a system call more. Linked, the kernel reads when there is something. The
+        // unmasking is in the chain, so that its end means that nothing of it is left.
+        let readable = poll(channel).flags(quiet).user_data(tag_of_poll(tag));
+        // SAFETY: names no memory.
+        unsafe { self.push(&readable) };
+        let read = opcode::Read::new(file, word.cast(), 64).build();
+        // SAFETY: the caller's promise.
+        unsafe { self.push(&read.user_data(tag.encode())) };
+    }
+
+    /// Ends a [`Engine::wait_event`]: its completion comes with an error, if none came before.
+    pub fn cancel_event(&mut self, tag: Tag, done: Tag) {
+        let entry = opcode::AsyncCancel::new(tag_of_poll(tag)).build();
+        // SAFETY: names no memory.
+        unsafe { self.push(&entry.user_data(done.encode())) };
+    }
+
+    /// Hands all to the kernel and sleeps until at least one operation has completed, then moves what
+    /// completed into `completions`.
+    ///
+    /// # Errors
+    /// When the kernel refuses the ring itself.
+    pub fn submit_and_wait(&mut self, completions: &mut Vec<Completion>) -> std::io::Result<()> {
+        match self.ring.submit_and_wait(1) {
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            // The completion queue overflowed: taking from it is the cure.
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+            Err(error) => return Err(error),
+        }
+        completions.extend(self.ring.completion().map(|entry: cqueue::Entry| Completion {
+            tag: Tag::decode(entry.user_data()),
+            result: entry.result(),
+        }));
+        Ok(())
+    }
+
+    /// # Safety
+    /// What the entry points to stays valid until its completion was taken.
+    unsafe fn push(&mut self, entry: &squeue::Entry) {
+        loop {
+            // SAFETY: the caller's promise.
+            if unsafe { self.ring.submission().push(entry) }.is_ok() {
+                return;
+            }
+            // The queue is full: hand it over, without waiting.
+            let _ = self.ring.submit();
+        }
+    }
+}
+
+fn raw(vectors: &[IoVector]) -> (*const IoVector, u32) {
+    let count = u32::try_from(vectors.len()).expect("a request has at most 256 vectors");
+    (vectors.as_ptr(), count)
+}
+
+fn poll(descriptor: BorrowedFd<'_>) -> squeue::Entry {
+    let readable = u32::from(libc::POLLIN.unsigned_abs());
+    opcode::PollAdd::new(types::Fd(descriptor.as_raw_fd()), readable).build()
+}
+
+/// The poll of a linked pair has a tag of its own, so that cancelling it names it alone.
+fn tag_of_poll(tag: Tag) -> u64 {
+    tag.encode() | 1 << 63
+}

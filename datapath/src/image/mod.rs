@@ -1,0 +1,130 @@
+//! The image: what it is, and where a virtual range stands in it.
+//!
+//! A raw image is its own map: byte n of the disk is byte n of the file or device.
+//! The format comes from the daemon and is never probed: guests control content (XSA-459's class).
+
+use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags, fcntl_getfl, fstat, statx};
+use rustix::io::Errno;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use zerotap_rpc_schema::worker::ImageInfo;
+
+const SECTOR_BYTES: u64 = 512;
+/// Sectors that a guest can be told of.
+const SECTOR_SIZES: [u32; 2] = [512, 4096];
+
+/// Why an image cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageRefused {
+    /// It was opened through the page cache, where a flush is all that stands between it and loss.
+    #[error("the image is not open for direct I/O (O_DIRECT): its file system must support that")]
+    NotDirect,
+    /// A directory, a pipe.
+    #[error("the image is neither a file nor a block device")]
+    NotAnImage,
+    /// A sector size that blkif's frontends do not know.
+    #[error("direct I/O on the image needs {0}-byte alignment; only 512 and 4096 can be served")]
+    Alignment(u32),
+    /// Shorter than a sector.
+    #[error("the image is empty")]
+    Empty,
+    /// What the kernel said.
+    #[error("cannot inspect the image: {0}")]
+    Inspect(#[from] Errno),
+}
+
+/// An open image.
+#[derive(Debug)]
+pub struct Image {
+    file: OwnedFd,
+    info: ImageInfo,
+}
+
+impl Image {
+    /// Inspects an image that the daemon opened.
+    ///
+    /// # Errors
+    /// When it cannot be served as it is.
+    pub fn new(file: OwnedFd) -> Result<Self, ImageRefused> {
+        if !fcntl_getfl(&file)?.contains(OFlags::DIRECT) {
+            return Err(ImageRefused::NotDirect);
+        }
+        let stat = fstat(&file)?;
+        let (bytes, sector_bytes, physical) = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => {
+                let sector = direct_align(&file)?.1.max(512);
+                (u64::try_from(stat.st_size).unwrap_or(0), sector, sector.max(4096))
+            }
+            FileType::BlockDevice => {
+                let end = rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0))?;
+                let sector = rustix::fs::ioctl_blksszget(&file)?;
+                (end, sector, rustix::fs::ioctl_blkpbszget(&file)?)
+            }
+            _ => return Err(ImageRefused::NotAnImage),
+        };
+        if !SECTOR_SIZES.contains(&sector_bytes) {
+            return Err(ImageRefused::Alignment(sector_bytes));
+        }
+        let sectors = bytes / u64::from(sector_bytes) * u64::from(sector_bytes) / SECTOR_BYTES;
+        if sectors == 0 {
+            return Err(ImageRefused::Empty);
+        }
+        let info = ImageInfo {
+            sectors,
+            sector_bytes,
+            physical_sector_bytes: physical.max(sector_bytes),
+            memory_align_bytes: direct_align(&file)?.0,
+        };
+        Ok(Image { file, info })
+    }
+
+    /// What it is.
+    #[must_use]
+    pub fn info(&self) -> ImageInfo {
+        self.info
+    }
+
+    /// Its descriptor.
+    #[must_use]
+    pub fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// What direct I/O wants: alignment of memory and of offsets, in bytes. A kernel before 6.1 does not
+/// say; then a read of 512 bytes tells.
+fn direct_align(file: &OwnedFd) -> Result<(u32, u32), Errno> {
+    const STATX_DIOALIGN: StatxFlags = StatxFlags::from_bits_retain(0x2000);
+    match statx(file, "", AtFlags::EMPTY_PATH, STATX_DIOALIGN) {
+        Ok(told) if told.stx_dio_offset_align != 0 => {
+            return Ok((told.stx_dio_mem_align, told.stx_dio_offset_align));
+        }
+        Ok(_) | Err(Errno::NOSYS) => {}
+        Err(errno) => return Err(errno),
+    }
+    #[repr(C, align(4096))]
+    struct Page([u8; 512]);
+    let mut page = Box::new(Page([0; 512]));
+    match rustix::io::pread(file, &mut page.0, 512) {
+        Ok(_) => Ok((512, 512)),
+        Err(Errno::INVAL) => Ok((4096, 4096)),
+        Err(errno) => Err(errno),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{Mode, open};
+
+    #[test]
+    fn a_direct_file_is_served_and_a_buffered_one_refused() {
+        let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let path = directory.path().join("image");
+        std::fs::write(&path, vec![0; 8192 + 100]).unwrap();
+        let direct = open(&path, OFlags::RDWR | OFlags::DIRECT, Mode::empty()).unwrap();
+        let info = Image::new(direct).unwrap().info();
+        assert!(info.sectors == 16, "a part of a sector is not part of the disk: {info:?}");
+        let buffered = open(&path, OFlags::RDWR, Mode::empty()).unwrap();
+        assert!(matches!(Image::new(buffered), Err(ImageRefused::NotDirect)));
+    }
+}

@@ -1,0 +1,238 @@
+//! How a request's pages are reached: by a mapping that stands, or by one shared over a sweep.
+//!
+//! Persistent grants (both ends offered them): a page is mapped when first seen and stays until the
+//! disk disconnects; in the steady state there is no hypercall at all. Linux's frontend notices that
+//! a page stays mapped and keeps using it (drivers/block/xen-blkfront.c, `blkif_completion`).
+//! Otherwise all pages of a sweep are mapped in few calls and unmapped in one, since most of a
+//! mapping's cost is fixed; the answers of the requests in it wait for that, because a frontend
+//! takes its pages back with the answer.
+//!
+//! A mapping is only dropped when no request uses it: its users are counted here, and the device
+//! counts a request as a user until the kernel has answered all its I/O.
+
+use super::{Access, CopyOut, GRANTS_PER_MAP_MAX, GrantMapping, Grants};
+use crate::ring::abi::Segment;
+use crate::ring::shared::{PAGE_BYTES, SharedMapping};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+/// Pages that stay mapped for one disk: 16 MiB of guest memory. A frontend that uses more gets the
+/// rest mapped sweep by sweep.
+pub const PERSISTENT_PAGES_MAX: usize = 4096;
+const SECTOR_BYTES: usize = 512;
+
+/// Where a page is: which mapping, which page of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    mapping: u16,
+    page: u16,
+}
+
+/// How a request's pages are reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// Each by its own standing mapping.
+    Standing,
+    /// Side by side in this window, from this page on.
+    Window {
+        /// The window's number.
+        window: u16,
+        /// The request's first page.
+        first_page: u16,
+    },
+}
+
+/// A mapping shared by the requests of a sweep.
+#[derive(Debug)]
+struct Window {
+    mapping: GrantMapping,
+    users: u16,
+}
+
+/// One disk's mappings.
+#[derive(Debug)]
+pub struct Transfer {
+    grants: Grants,
+    persistent: bool,
+    standing: HashMap<u32, Place>,
+    standing_mappings: Vec<GrantMapping>,
+    windows: Vec<Option<Window>>,
+    scratch: Vec<u32>,
+    /// Map calls made.
+    pub map_calls: u64,
+}
+
+impl Transfer {
+    /// No mappings yet. `persistent`: both ends offered persistent grants.
+    #[must_use]
+    pub fn new(grants: Grants, persistent: bool) -> Self {
+        Transfer {
+            grants,
+            persistent,
+            standing: HashMap::new(),
+            standing_mappings: Vec::new(),
+            windows: Vec::new(),
+            scratch: Vec::with_capacity(GRANTS_PER_MAP_MAX),
+            map_calls: 0,
+        }
+    }
+
+    /// Pages of standing mappings.
+    #[must_use]
+    pub fn persistent_pages(&self) -> usize {
+        self.standing.len()
+    }
+
+    /// Pages mapped now.
+    #[must_use]
+    pub fn mapped_pages(&self) -> usize {
+        let windows = self.windows.iter().flatten();
+        self.standing.len()
+            + windows.map(|window| window.mapping.memory().bytes() / PAGE_BYTES).sum::<usize>()
+    }
+
+    /// Makes the pages of `segments` stand, as far as there is room and the guest lets us. Pages that
+    /// are missing over a whole sweep are mapped together: call it for all requests, with
+    /// `finish_standing` at the end.
+    pub fn want_standing(&mut self, segments: &[Segment]) {
+        if !self.persistent {
+            return;
+        }
+        for segment in segments {
+            self.want_page(segment.gref);
+        }
+    }
+
+    /// The same for one page.
+    pub fn want_page(&mut self, gref: u32) {
+        if !self.persistent || self.standing.len() >= PERSISTENT_PAGES_MAX {
+            return;
+        }
+        if self.scratch.len() == GRANTS_PER_MAP_MAX {
+            self.finish_standing();
+        }
+        let mapping = u16::try_from(self.standing_mappings.len()).expect("at most one a page");
+        if let Entry::Vacant(vacant) = self.standing.entry(gref) {
+            let page = u16::try_from(self.scratch.len()).expect("at most 512");
+            vacant.insert(Place { mapping, page });
+            self.scratch.push(gref);
+        }
+    }
+
+    /// Maps what `want_standing` found missing. When the guest gave a bad reference, each page is
+    /// tried alone, so that one bad page spoils no other request.
+    pub fn finish_standing(&mut self) {
+        if self.scratch.is_empty() {
+            return;
+        }
+        let mut missing = std::mem::take(&mut self.scratch);
+        self.map_calls += 1;
+        if let Ok(mapping) = self.grants.map(&missing, Access::ReadWrite) {
+            self.standing_mappings.push(mapping);
+        } else {
+            for gref in &missing {
+                self.map_calls += 1;
+                if let Ok(mapping) = self.grants.map(&[*gref], Access::ReadWrite) {
+                    let number = self.standing_mappings.len();
+                    let mapping_number = u16::try_from(number).expect("at most one a page");
+                    self.standing.insert(*gref, Place { mapping: mapping_number, page: 0 });
+                    self.standing_mappings.push(mapping);
+                } else {
+                    self.standing.remove(gref);
+                }
+            }
+        }
+        missing.clear();
+        self.scratch = missing;
+    }
+
+    /// Whether all pages of a request stand.
+    #[must_use]
+    pub fn stands(&self, segments: &[Segment]) -> bool {
+        self.persistent && segments.iter().all(|segment| self.standing.contains_key(&segment.gref))
+    }
+
+    /// Maps the pages of several requests side by side; answers the window's number. It has no users
+    /// yet.
+    ///
+    /// # Errors
+    /// When a page cannot be mapped; then none is.
+    pub fn open_window(&mut self, grefs: &[u32], access: Access) -> rustix::io::Result<u16> {
+        self.map_calls += 1;
+        let mapping = self.grants.map(grefs, access)?;
+        let window = Some(Window { mapping, users: 0 });
+        let number = self.windows.iter().position(Option::is_none).unwrap_or(self.windows.len());
+        if number == self.windows.len() {
+            self.windows.push(window);
+        } else {
+            self.windows[number] = window;
+        }
+        Ok(u16::try_from(number).expect("at most one window a request"))
+    }
+
+    /// Counts one more user of a window.
+    pub fn use_window(&mut self, window: u16) {
+        self.window(window).users += 1;
+    }
+
+    /// Counts one user less; unmaps the window when it was the last. True if so.
+    pub fn leave_window(&mut self, window: u16) -> bool {
+        let users = &mut self.window(window).users;
+        *users -= 1;
+        let last = *users == 0;
+        if last {
+            self.windows[usize::from(window)] = None;
+        }
+        last
+    }
+
+    fn window(&mut self, window: u16) -> &mut Window {
+        self.windows[usize::from(window)].as_mut().expect("a window lives while it has users")
+    }
+
+    /// Where segment `n` of a request is: its mapping, the offset in it and its length in bytes.
+    ///
+    /// # Panics
+    /// When the request's pages were not mapped.
+    #[must_use]
+    pub fn locate(
+        &self,
+        reach: Reach,
+        n: usize,
+        segment: Segment,
+    ) -> (&SharedMapping, usize, usize) {
+        let (memory, page) = match reach {
+            Reach::Standing => {
+                let place = self.standing[&segment.gref];
+                let mapping = &self.standing_mappings[usize::from(place.mapping)];
+                (mapping.memory(), usize::from(place.page))
+            }
+            Reach::Window { window, first_page } => {
+                let window = self.windows[usize::from(window)].as_ref();
+                let window = window.expect("a window lives while it has users");
+                (window.mapping.memory(), usize::from(first_page) + n)
+            }
+        };
+        let offset = page * PAGE_BYTES + usize::from(segment.first) * SECTOR_BYTES;
+        let bytes = (usize::from(segment.last - segment.first) + 1) * SECTOR_BYTES;
+        (memory, offset, bytes)
+    }
+
+    /// Copies the beginning of a standing page; false when it does not stand.
+    #[must_use]
+    pub fn copy_standing(&self, gref: u32, to: &mut [u8]) -> bool {
+        let Some(place) = self.standing.get(&gref) else { return false };
+        let memory = self.standing_mappings[usize::from(place.mapping)].memory();
+        memory.copy_out(usize::from(place.page) * PAGE_BYTES, to);
+        true
+    }
+
+    /// Copies the beginning of granted pages, those that hold the segments of indirect requests, in
+    /// one call for all.
+    ///
+    /// # Errors
+    /// When any of them cannot be copied.
+    pub fn copy_pages(&self, copies: &mut [CopyOut<'_>]) -> rustix::io::Result<()> {
+        self.grants.copy_out(copies)
+    }
+}
