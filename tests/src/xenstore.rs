@@ -3,9 +3,10 @@
 //! One connection, one thread. Watch events that arrive between answers are kept until asked for.
 
 use crate::xenstored::wire::{Errno, Message, kind, strings, terminated};
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
+use rustix::event::{PollFd, PollFlags, poll};
 use std::collections::VecDeque;
-use std::io::ErrorKind;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -39,6 +40,7 @@ impl Client {
     pub fn connect(socket: &Path) -> anyhow::Result<Client> {
         let stream = UnixStream::connect(socket)
             .with_context(|| format!("connect to xenstored at {}", socket.display()))?;
+        stream.set_read_timeout(Some(Duration::from_secs(ANSWER_SECONDS_MAX)))?;
         Ok(Client { stream, events: VecDeque::new(), last_request: 0, transaction: 0 })
     }
 
@@ -50,7 +52,6 @@ impl Client {
         self.last_request = self.last_request.wrapping_add(1);
         let (request, transaction) = (self.last_request, self.transaction);
         Message { kind, request, transaction, payload }.write_to(&mut self.stream)?;
-        self.stream.set_read_timeout(Some(Duration::from_secs(ANSWER_SECONDS_MAX)))?;
         loop {
             let message = Message::read_from(&mut self.stream).context("xenstored's answer")?;
             match message.kind {
@@ -145,6 +146,22 @@ impl Client {
         self.request(kind::WATCH, terminated(&[path, token])).map(drop)
     }
 
+    /// Makes a domain known to the daemon; only for dom0.
+    ///
+    /// # Errors
+    /// As [`Client::request`].
+    pub fn introduce(&mut self, domid: u16) -> anyhow::Result<()> {
+        self.request(kind::INTRODUCE, terminated(&[&domid.to_string(), "1", "1"])).map(drop)
+    }
+
+    /// Tells the daemon that a domain is dead; only for dom0.
+    ///
+    /// # Errors
+    /// As [`Client::request`].
+    pub fn release(&mut self, domid: u16) -> anyhow::Result<()> {
+        self.request(kind::RELEASE, terminated(&[&domid.to_string()])).map(drop)
+    }
+
     /// The next watch event, or `None` when none came until `deadline`.
     ///
     /// # Errors
@@ -152,17 +169,17 @@ impl Client {
     pub fn event(&mut self, deadline: Instant) -> anyhow::Result<Option<WatchEvent>> {
         while self.events.is_empty() {
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(None);
+            let timeout = rustix::event::Timespec::try_from(left)?;
+            let mut fds = [PollFd::new(&self.stream, PollFlags::IN)];
+            match poll(&mut fds, Some(&timeout)) {
+                Ok(0) => return Ok(None),
+                Ok(_) => {}
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(errno) => return Err(errno.into()),
             }
-            self.stream.set_read_timeout(Some(left))?;
-            // A header is sent in one piece: a time-out never comes in the middle of a message.
-            match Message::read_from(&mut self.stream) {
-                Ok(message) if message.kind == kind::WATCH_EVENT => self.keep(&message),
-                Ok(message) => bail!("xenstored sent {message:?} and nobody asked"),
-                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
-                Err(e) => return Err(e).context("wait for a watch event"),
-            }
+            let message = Message::read_from(&mut self.stream).context("wait for a watch")?;
+            ensure!(message.kind == kind::WATCH_EVENT, "{message:?} and nobody asked");
+            self.keep(&message);
         }
         Ok(self.events.pop_front())
     }
@@ -188,6 +205,12 @@ impl Client {
                 Ok(_) => return result,
             }
         }
+    }
+}
+
+impl AsFd for Client {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
     }
 }
 

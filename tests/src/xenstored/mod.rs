@@ -145,16 +145,11 @@ fn serve(shared: &Arc<Shared>, domid: u16, stream: UnixStream) {
     std::thread::spawn(move || {
         let mut stream = stream;
         while let Ok(message) = Message::read_from(&mut stream) {
-            let effect = shared.state().serve(id, &message);
-            match effect {
-                Effect::None => {}
+            shared.state().serve(id, &message, |effect| match *effect {
                 // A guest whose socket cannot be made finds out when it connects.
                 Effect::Introduced(domid) => drop(listen(&shared, domid)),
-                Effect::Released(domid) => {
-                    shared.close(domid);
-                    shared.state().hang_up(Some(domid));
-                }
-            }
+                Effect::Released(domid) => shared.close(domid),
+            });
         }
         shared.state().disconnect(id);
         outbox.close();

@@ -34,10 +34,9 @@ pub(super) struct State {
     last_transaction: u32,
 }
 
-/// What the listener should do after a request.
+/// What happened to a domain, for who keeps the sockets.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Effect {
-    None,
     Introduced(u16),
     Released(u16),
 }
@@ -77,9 +76,9 @@ impl State {
         self.connections.values().filter(wanted).for_each(|c| c.outbox.close());
     }
 
-    /// Serves one request: answers and fires watches.
-    pub(super) fn serve(&mut self, id: u64, message: &Message) -> Effect {
-        let Some(connection) = self.connections.get(&id) else { return Effect::None };
+    /// Serves one request: answers and fires watches. `act` is called before the answer is sent.
+    pub(super) fn serve(&mut self, id: u64, message: &Message, act: impl FnOnce(&Effect)) {
+        let Some(connection) = self.connections.get(&id) else { return };
         let outbox = Arc::clone(&connection.outbox);
         let mut after = After::default();
         let (kind, payload) = match self.dispatch(id, message, &mut after) {
@@ -87,9 +86,14 @@ impl State {
             Ok(_) => (kind::ERROR, terminated(&["E2BIG"])),
             Err(errno) => (kind::ERROR, terminated(&[&errno.to_string()])),
         };
+        if let Some(effect) = &after.effect {
+            act(effect);
+        }
         outbox.push(&Message { kind, payload, ..message.clone() });
         self.fire(id, &after);
-        after.effect.unwrap_or(Effect::None)
+        if let Some(Effect::Released(domid)) = after.effect {
+            self.hang_up(Some(domid));
+        }
     }
 
     fn fire(&self, id: u64, after: &After) {
@@ -192,8 +196,8 @@ impl State {
 
     /// `path offset` answers `generation` and children from that byte on; one more NUL at the end.
     fn directory_part(&mut self, id: u64, message: &Message) -> Answer {
-        let [path, offset] = <[String; 2]>::try_from(strings(&message.payload))
-            .map_err(|_| Errno::EINVAL)?;
+        let [path, offset] =
+            <[String; 2]>::try_from(strings(&message.payload)).map_err(|_| Errno::EINVAL)?;
         let path = self.absolute(id, &path)?;
         let offset: usize = offset.parse().map_err(|_| Errno::EINVAL)?;
         self.with_view(id, message.transaction, |view| {
@@ -247,8 +251,8 @@ impl State {
     }
 
     fn watch(&mut self, id: u64, message: &Message, after: &mut After) -> Answer {
-        let [given, token] = <[String; 2]>::try_from(strings(&message.payload))
-            .map_err(|_| Errno::EINVAL)?;
+        let [given, token] =
+            <[String; 2]>::try_from(strings(&message.payload)).map_err(|_| Errno::EINVAL)?;
         let path = self.absolute(id, &given)?;
         let connection = self.connection(id);
         let relative = !given.starts_with(['/', '@']);

@@ -64,9 +64,8 @@ impl Store {
 
     /// The topmost nodes that a domain owns.
     pub(super) fn owned_paths(&self, domid: u16) -> Vec<String> {
-        let of = |(path, node): (&String, &Node)| {
-            (node.perms.owner() == domid).then(|| path.clone())
-        };
+        let of =
+            |(path, node): (&String, &Node)| (node.perms.owner() == domid).then(|| path.clone());
         self.nodes.iter().filter_map(of).collect()
     }
 
@@ -100,7 +99,8 @@ impl Store {
 
 /// Whether `path` is `top` or lies below it.
 pub(super) fn is_at_or_below(path: &str, top: &str) -> bool {
-    top == "/" || path.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    top == "/"
+        || path.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// The path of the node above; the root is above itself.

@@ -126,9 +126,8 @@ impl Message {
     pub fn read_from(stream: &mut impl Read) -> io::Result<Message> {
         let mut header = [0u8; HEADER_BYTES];
         stream.read_exact(&mut header)?;
-        let word = |n: usize| {
-            u32::from_le_bytes([header[n], header[n + 1], header[n + 2], header[n + 3]])
-        };
+        let word =
+            |n: usize| u32::from_le_bytes([header[n], header[n + 1], header[n + 2], header[n + 3]]);
         let length = word(12) as usize;
         if length > PAYLOAD_BYTES_MAX {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "xenstore payload too long"));

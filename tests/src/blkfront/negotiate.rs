@@ -1,0 +1,204 @@
+//! What front and back end tell each other through xenstore before the first request.
+//!
+//! Source: xen `public/io/blkif.h` and Linux `drivers/block/xen-blkfront.c`.
+
+use super::ring::FrontRing;
+use super::{Blkfront, Link, NEGOTIATION_SECONDS_MAX, state};
+use crate::xenstore::{Client, errno};
+use crate::xenstored::wire::Errno;
+use anyhow::{Context as _, ensure};
+use std::time::{Duration, Instant};
+use zerotap_datapath::ring::abi::Abi;
+
+/// How a front end wants to be.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The device's number.
+    pub devid: u32,
+    /// Log2 of the ring's pages; less when the back end offers less.
+    pub ring_order: u32,
+    /// The layout of ring entries.
+    pub abi: Abi,
+    /// Whether to offer persistent grants.
+    pub persistent: bool,
+    /// The most segments of a request; above 11 only as indirect ones.
+    pub segments_max: usize,
+    /// Whether to compare ring slots with what was written there.
+    pub checked: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            devid: 51712,
+            ring_order: 0,
+            abi: Abi::X86_64,
+            persistent: true,
+            segments_max: 256,
+            checked: true,
+        }
+    }
+}
+
+/// What the back end offers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Disk {
+    /// Capacity in 512-byte sectors.
+    pub sectors: u64,
+    /// The logical sector, bytes.
+    pub sector_bytes: u32,
+    /// The physical sector, bytes.
+    pub physical_sector_bytes: u32,
+    /// Whether `info` says read-only.
+    pub read_only: bool,
+    /// Whether both ends keep grants.
+    pub persistent: bool,
+    /// The most segments of a request that both ends want.
+    pub segments_max: usize,
+    /// Log2 of the ring's pages that were used.
+    pub ring_order: u32,
+    /// Whether flushes are offered.
+    pub flush: bool,
+    /// Whether barriers are offered.
+    pub barrier: bool,
+}
+
+const INFO_READ_ONLY: u32 = 4;
+const SEGMENTS_INLINE_MAX: usize = 11;
+
+/// Waits until the toolstack has made the device; answers the back end's directory.
+pub(super) fn backend_dir(xenstore: &mut Client, dir: &str) -> anyhow::Result<String> {
+    let deadline = Instant::now() + Duration::from_secs(NEGOTIATION_SECONDS_MAX);
+    xenstore.watch(dir, "device")?;
+    loop {
+        // Before the directory is the guest's own, looking at it is refused.
+        let complete = |xenstore: &mut Client| -> anyhow::Result<String> {
+            xenstore.read(&format!("{dir}/state"))?;
+            xenstore.read(&format!("{dir}/backend"))
+        };
+        match complete(xenstore) {
+            Ok(backend) => return Ok(backend),
+            Err(e) if matches!(errno(&e), Some(Errno::ENOENT | Errno::EACCES)) => {}
+            Err(e) => return Err(e),
+        }
+        xenstore
+            .event(deadline)?
+            .with_context(|| format!("no {dir} appeared within {NEGOTIATION_SECONDS_MAX} s"))?;
+    }
+}
+
+/// A directory's state; closed when it is gone.
+pub(super) fn read_state(xenstore: &mut Client, dir: &str) -> anyhow::Result<u32> {
+    match xenstore.read(&format!("{dir}/state")) {
+        Ok(text) => text.parse().with_context(|| format!("{dir}/state is {text:?}")),
+        Err(e) if matches!(errno(&e), Some(Errno::ENOENT | Errno::EACCES)) => Ok(state::CLOSED),
+        Err(e) => Err(e),
+    }
+}
+
+fn number<T: std::str::FromStr>(
+    xenstore: &mut Client,
+    dir: &str,
+    key: &str,
+    default: Option<T>,
+) -> anyhow::Result<T> {
+    match xenstore.read_optional(&format!("{dir}/{key}"))? {
+        Some(text) => {
+            text.parse().ok().with_context(|| format!("the back end's {key} is {text:?}"))
+        }
+        None => default.with_context(|| format!("the back end did not write {key}")),
+    }
+}
+
+impl Blkfront {
+    /// From both ends in state 1 (or the back end in 2) to both in 4.
+    ///
+    /// # Errors
+    /// When the back end does not play along in time.
+    pub fn negotiate(&mut self) -> anyhow::Result<()> {
+        self.wait_backend(&[state::INIT_WAIT])?;
+        self.publish()?;
+        self.wait_backend(&[state::CONNECTED])?;
+        self.adopt_offer()?;
+        self.set_state(state::CONNECTED)
+    }
+
+    /// Makes a ring, writes what the back end needs and state 3.
+    ///
+    /// # Errors
+    /// When memory or xenstored fail.
+    pub fn publish(&mut self) -> anyhow::Result<()> {
+        let offered = number(&mut self.xenstore, &self.backend, "max-ring-page-order", Some(0))?;
+        let order = self.options.ring_order.min(offered);
+        let frames =
+            (0..1 << order).map(|_| self.domain.frame()).collect::<anyhow::Result<Vec<_>>>()?;
+        let grant = |frame: &u32| self.domain.grant(*frame, false);
+        let ring_grefs = frames.iter().map(grant).collect::<anyhow::Result<Vec<_>>>()?;
+        let ring =
+            FrontRing::new(self.domain.memory(), frames, self.options.abi, self.options.checked);
+        let port = self.domain.port()?;
+        self.disk.ring_order = order;
+        self.free_slots = (0..ring.entries() as usize).rev().collect();
+        self.free_slots.retain(|&slot| self.flights.get(slot).is_none_or(Option::is_none));
+        self.flights.resize_with(ring.entries() as usize, || None);
+
+        let (dir, options, number) = (&self.dir, &self.options, port.number());
+        self.xenstore.transaction(|xenstore| {
+            if order == 0 {
+                // As Linux: without the key, one page.
+                let _ = xenstore.remove(&format!("{dir}/ring-page-order"));
+                xenstore.write(&format!("{dir}/ring-ref"), ring_grefs[0])?;
+            } else {
+                xenstore.write(&format!("{dir}/ring-page-order"), order)?;
+                for (n, gref) in ring_grefs.iter().enumerate() {
+                    xenstore.write(&format!("{dir}/ring-ref{n}"), gref)?;
+                }
+            }
+            xenstore.write(&format!("{dir}/event-channel"), number)?;
+            let protocol = match options.abi {
+                Abi::X86_64 => "x86_64-abi",
+                Abi::X86_32 => "x86_32-abi",
+            };
+            xenstore.write(&format!("{dir}/protocol"), protocol)?;
+            let persistent = u32::from(options.persistent);
+            xenstore.write(&format!("{dir}/feature-persistent"), persistent)?;
+            xenstore.write(&format!("{dir}/state"), state::INITIALISED)
+        })?;
+        self.link = Some(Link { ring, ring_grefs, port });
+        Ok(())
+    }
+
+    /// Reads what the back end published with state 4.
+    fn adopt_offer(&mut self) -> anyhow::Result<()> {
+        let (xenstore, dir) = (&mut self.xenstore, &self.backend);
+        let mut flag = |key| Ok::<_, anyhow::Error>(number(xenstore, dir, key, Some(0u32))? != 0);
+        let (flush, barrier) = (flag("feature-flush-cache")?, flag("feature-barrier")?);
+        let persistent = flag("feature-persistent")? && self.options.persistent;
+        let info: u32 = number(xenstore, dir, "info", None)?;
+        let sector_bytes = number(xenstore, dir, "sector-size", None)?;
+        let indirect: usize =
+            number(xenstore, dir, "feature-max-indirect-segments", Some(SEGMENTS_INLINE_MAX))?;
+        let disk = Disk {
+            sectors: number(xenstore, dir, "sectors", None)?,
+            sector_bytes,
+            physical_sector_bytes: number(
+                xenstore,
+                dir,
+                "physical-sector-size",
+                Some(sector_bytes),
+            )?,
+            read_only: info & INFO_READ_ONLY != 0,
+            persistent,
+            segments_max: indirect.max(SEGMENTS_INLINE_MAX).min(self.options.segments_max),
+            ring_order: self.disk.ring_order,
+            flush,
+            barrier,
+        };
+        let whole = disk.sector_bytes >= 512
+            && disk.sector_bytes.is_power_of_two()
+            && (disk.sectors * 512).is_multiple_of(u64::from(disk.physical_sector_bytes));
+        ensure!(whole, "the back end offers an impossible disk: {disk:?}");
+        self.disk = disk;
+        Ok(())
+    }
+}
