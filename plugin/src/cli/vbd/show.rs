@@ -1,13 +1,13 @@
 //! `zerotap vbd show`: all that is known of one VBD, with rates from two samples.
 
-use super::super::context::Context;
+use super::super::context::{Context, json, write};
 use super::super::failure::Failure;
 use super::super::{duration, size, table};
 use jiff::Timestamp;
 use std::time::{Duration, Instant};
 use zerotap_rpc_schema::Histogram;
-use zerotap_rpc_schema::admin::{Vbd, VbdParams, VbdStat};
-use zerotap_rpc_schema::table::VbdStatMethod;
+use zerotap_rpc_schema::admin::{Vbd, VbdParams, VbdStat, Worker};
+use zerotap_rpc_schema::table::{VbdStatMethod, WorkerList};
 use zerotap_rpc_schema::worker::{Abi, Counters, ImageInfo, RingParameters};
 
 /// Counters some time ago.
@@ -22,17 +22,38 @@ pub(super) async fn run(
     context: &Context,
 ) -> Result<(), Failure> {
     let first = context.call::<VbdStatMethod>(params).await?;
-    if context.json || interval == 0 || first.ring.is_none() {
-        return context.show(&first, |stat| render(stat, None, Timestamp::now()));
+    if context.json {
+        return write(&json(&first));
+    }
+    let workers = context.ask::<WorkerList>().await?;
+    if interval == 0 || first.ring.is_none() {
+        let now = Timestamp::now();
+        return write(&render(&first, None, start_of(&workers, &first, now).as_ref(), now));
     }
     let start = Instant::now();
     tokio::time::sleep(Duration::from_secs(interval.into())).await;
     let stat = context.call::<VbdStatMethod>(params).await?;
     let earlier = Earlier { counters: first.counters, seconds: start.elapsed().as_secs_f64() };
-    context.show(&stat, |stat| render(stat, Some(&earlier), Timestamp::now()))
+    let now = Timestamp::now();
+    write(&render(&stat, Some(&earlier), start_of(&workers, &stat, now).as_ref(), now))
 }
 
-fn render(stat: &VbdStat, earlier: Option<&Earlier>, now: Timestamp) -> String {
+/// The counters at the start of the VBD's worker, which were zero, for rates over its life. The VBD's
+/// own `since` will not do: a worker goes on counting when a frontend connects again.
+fn start_of(workers: &[Worker], stat: &VbdStat, now: Timestamp) -> Option<Earlier> {
+    let id = stat.vbd.worker.as_ref()?;
+    let worker = workers.iter().find(|worker| worker.id == *id)?;
+    let seconds = duration::seconds_since(&worker.since, now).filter(|&seconds| seconds > 0)?;
+    let seconds = u32::try_from(seconds).ok()?.into();
+    Some(Earlier { counters: Counters::default(), seconds })
+}
+
+fn render(
+    stat: &VbdStat,
+    earlier: Option<&Earlier>,
+    start: Option<&Earlier>,
+    now: Timestamp,
+) -> String {
     let mut rows = identity(&stat.vbd, now);
     if let Some(image) = &stat.image {
         rows.push(("Image", image_text(image)));
@@ -44,16 +65,7 @@ fn render(stat: &VbdStat, earlier: Option<&Earlier>, now: Timestamp) -> String {
     if let Some(trouble) = &stat.vbd.trouble {
         rows.push(("Trouble", trouble.clone()));
     }
-    let average = average(stat, now);
-    table::properties(&rows) + "\n" + &requests(stat, earlier, average.as_ref())
-}
-
-/// Counters of zero at the moment when the VBD connected, for rates since then.
-fn average(stat: &VbdStat, now: Timestamp) -> Option<Earlier> {
-    let seconds = duration::seconds_since(&stat.vbd.since, now)?;
-    let connected = stat.vbd.state == "connected" && seconds > 0;
-    let seconds = u32::try_from(seconds).ok()?.into();
-    connected.then(|| Earlier { counters: Counters::default(), seconds })
+    table::properties(&rows) + "\n" + &requests(stat, earlier, start)
 }
 
 fn identity(vbd: &Vbd, now: Timestamp) -> Vec<(&'static str, String)> {
@@ -117,7 +129,7 @@ struct Kind<'a> {
     latency: &'a Histogram,
 }
 
-fn requests(stat: &VbdStat, earlier: Option<&Earlier>, average: Option<&Earlier>) -> String {
+fn requests(stat: &VbdStat, earlier: Option<&Earlier>, start: Option<&Earlier>) -> String {
     let kinds = [
         Kind {
             name: "read",
@@ -138,8 +150,7 @@ fn requests(stat: &VbdStat, earlier: Option<&Earlier>, average: Option<&Earlier>
             latency: &stat.flush_latency,
         },
     ];
-    let rows: Vec<_> =
-        kinds.iter().map(|kind| kind.row(&stat.counters, earlier, average)).collect();
+    let rows: Vec<_> = kinds.iter().map(|kind| kind.row(&stat.counters, earlier, start)).collect();
     let header =
         ["", "IOPS", "MiB/s", "IOPS avg", "MiB/s avg", "p50", "p99", "max", "count", "bytes"];
     table::columns(&header, &[1, 2, 3, 4, 5, 6, 7, 8, 9], &rows)
@@ -150,10 +161,10 @@ impl Kind<'_> {
         &self,
         counters: &Counters,
         earlier: Option<&Earlier>,
-        average: Option<&Earlier>,
+        start: Option<&Earlier>,
     ) -> Vec<String> {
         let (iops, mib) = self.rates(counters, earlier);
-        let (iops_average, mib_average) = self.rates(counters, average);
+        let (iops_average, mib_average) = self.rates(counters, start);
         let quantile = |fraction| duration::latency(self.latency.quantile_us(fraction));
         let mut row = vec![self.name.to_owned(), iops, mib, iops_average, mib_average];
         if self.latency.count() > 0 {
@@ -211,6 +222,10 @@ mod tests {
         }
     }
 
+    fn start() -> Earlier {
+        Earlier { counters: Counters::default(), seconds: 10.0 }
+    }
+
     fn now() -> Timestamp {
         "2026-01-01T00:00:10Z".parse().expect("a time")
     }
@@ -218,7 +233,8 @@ mod tests {
     #[test]
     fn two_samples_make_rates() {
         let counters = Counters { reads: 1000, read_bytes: 1000 << 12, ..Counters::default() };
-        let text = render(&stat(), Some(&Earlier { counters, seconds: 2.0 }), now());
+        let text =
+            render(&stat(), Some(&Earlier { counters, seconds: 2.0 }), Some(&start()), now());
         let read = text.lines().find(|line| line.starts_with("read")).expect("a line of reads");
         let cells: Vec<&str> = read.split("  ").map(str::trim).filter(|c| !c.is_empty()).collect();
         assert_eq!(cells[..5], ["read", "1000", "3.9", "300", "1.2"], "{text}");
@@ -227,7 +243,7 @@ mod tests {
 
     #[test]
     fn what_an_operator_asks_first_is_there() {
-        let text = render(&stat(), None, now());
+        let text = render(&stat(), None, None, now());
         for line in [
             "VBD            xvda of domain 5, RW, zerotap\n",
             "State          connected since 2026-01-01T00:00:00Z (10s ago)\n",
@@ -247,6 +263,24 @@ mod tests {
     fn trouble_is_told() {
         let mut stat = stat();
         stat.vbd.trouble = Some("broken ring: restart the guest".into());
-        assert!(render(&stat, None, now()).contains("broken ring: restart the guest\n"));
+        assert!(render(&stat, None, None, now()).contains("broken ring: restart the guest\n"));
+    }
+
+    #[test]
+    fn averages_are_over_the_life_of_the_worker() {
+        let worker = Worker {
+            id: "w1".into(),
+            sr: "s".into(),
+            vdi: "v".into(),
+            pid: 1,
+            state: "serving".into(),
+            version: String::new(),
+            since: "2026-01-01T00:00:04Z".into(),
+            rss_kib: 0,
+            vbds: vec![],
+        };
+        let start = start_of(std::slice::from_ref(&worker), &stat(), now()).expect("a worker");
+        assert!((start.seconds - 6.0).abs() < f64::EPSILON);
+        assert!(start_of(&[Worker { id: "w2".into(), ..worker }], &stat(), now()).is_none());
     }
 }
