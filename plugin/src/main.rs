@@ -5,9 +5,10 @@ mod cli;
 pub mod config;
 pub mod daemon;
 pub mod host;
+pub mod sr;
 pub mod state;
 pub mod vdi;
-mod xenstore;
+pub mod xenstore;
 
 #[tokio::main]
 async fn main() -> std::process::ExitCode {

@@ -1,0 +1,244 @@
+//! The records of an SR's volumes: one file `<key>.vdi.json` each, in the SR's directory.
+//!
+//! Complete or an error: whoever gets a list may delete what is not on it. Never touches volumes' data
+//! nor a file that is not ours. Blocking; called by the file SR.
+
+use crate::sr::publish::{self, is_temporary};
+use crate::sr::record::{Record, is_key};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use zerotap_rpc_schema::StorageError;
+use zerotap_rpc_schema::error::number;
+
+/// The SR's own record.
+pub const SR_RECORD: &str = "zerotap-sr.json";
+const RECORD_SUFFIX: &str = ".vdi.json";
+const DATA_SUFFIX: &str = ".raw";
+/// The most volumes of one SR.
+pub const VOLUMES_MAX: usize = 20_000;
+
+/// Records in a directory.
+#[derive(Debug)]
+pub struct Catalog {
+    dir: PathBuf,
+    /// Held while a record is replaced and while all are listed: a directory that changes while it
+    /// is read may show a renamed file twice or not at all.
+    steady: Mutex<()>,
+}
+
+/// What lies in the directory.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Contents {
+    /// Keys of records.
+    pub keys: Vec<String>,
+    /// Data files that no record speaks of.
+    pub orphans: Vec<String>,
+    /// Half-written records that a crash left.
+    pub temporaries: Vec<String>,
+    /// Everything that is not ours.
+    pub foreign: Vec<String>,
+}
+
+impl Catalog {
+    /// The records in `dir`.
+    #[must_use]
+    pub fn new(dir: PathBuf) -> Catalog {
+        Catalog { dir, steady: Mutex::new(()) }
+    }
+
+    fn steady(&self) -> MutexGuard<'_, ()> {
+        self.steady.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One volume's record.
+    ///
+    /// # Errors
+    /// `Vdi_does_not_exist`; a damaged record, named.
+    pub fn read(&self, key: &str) -> Result<Record, StorageError> {
+        if !is_key(key) {
+            return Err(StorageError::VdiDoesNotExist(key.into()));
+        }
+        let name = record_file(key);
+        let record: Record =
+            publish::read(&self.dir, &name).map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => StorageError::VdiDoesNotExist(key.into()),
+                io::ErrorKind::InvalidData => damaged(&self.dir, key, &error.to_string()),
+                _ => StorageError::backend(
+                    number::IO_ERROR,
+                    format!("cannot read the record {}: {error}", self.dir.join(&name).display()),
+                ),
+            })?;
+        record.check(key).map_err(|problem| damaged(&self.dir, key, &problem))?;
+        Ok(record)
+    }
+
+    /// All volumes' records.
+    ///
+    /// # Errors
+    /// Any record that can't be read: a list is complete or it is none.
+    pub fn list(&self) -> Result<Vec<Record>, StorageError> {
+        let _steady = self.steady();
+        self.contents_while_steady()?.keys.iter().map(|key| self.read(key)).collect()
+    }
+
+    /// Writes or replaces a record. Durable when it returns.
+    ///
+    /// # Errors
+    /// The file system's; the old record is still there then.
+    pub fn write(&self, record: &Record) -> Result<(), StorageError> {
+        let _steady = self.steady();
+        let name = record_file(&record.key);
+        publish::publish(&self.dir, &name, record)
+            .map_err(|error| failed("write the record", &self.dir.join(name), &error))
+    }
+
+    /// Removes a record. Succeeds when there is none.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn remove(&self, key: &str) -> Result<(), StorageError> {
+        let _steady = self.steady();
+        let name = record_file(key);
+        publish::remove(&self.dir, &name)
+            .map_err(|error| failed("remove the record", &self.dir.join(name), &error))
+    }
+
+    /// What lies in the directory, sorted by name.
+    ///
+    /// # Errors
+    /// The directory can't be read; more than [`VOLUMES_MAX`] records.
+    pub fn contents(&self) -> Result<Contents, StorageError> {
+        let _steady = self.steady();
+        self.contents_while_steady()
+    }
+
+    fn contents_while_steady(&self) -> Result<Contents, StorageError> {
+        let names = names(&self.dir).map_err(|error| failed("list", &self.dir, &error))?;
+        let mut contents = Contents::default();
+        let mut data = Vec::new();
+        for name in names {
+            if let Some(key) = name.strip_suffix(RECORD_SUFFIX).filter(|key| is_key(key)) {
+                contents.keys.push(key.into());
+            } else if is_temporary(&name) {
+                contents.temporaries.push(name);
+            } else if name.strip_suffix(DATA_SUFFIX).is_some_and(is_key) {
+                data.push(name);
+            } else if name != SR_RECORD {
+                contents.foreign.push(name);
+            }
+        }
+        if contents.keys.len() > VOLUMES_MAX {
+            let text = format!("{} holds more than {VOLUMES_MAX} volumes", self.dir.display());
+            return Err(StorageError::backend(number::SR_SCAN, text));
+        }
+        let known = |name: &str| {
+            let key = name.strip_suffix(DATA_SUFFIX).unwrap_or_default();
+            contents.keys.binary_search_by(|known| known.as_str().cmp(key)).is_ok()
+        };
+        contents.orphans = data.into_iter().filter(|name| !known(name)).collect();
+        Ok(contents)
+    }
+}
+
+fn names(dir: &Path) -> io::Result<Vec<String>> {
+    let mut names = std::fs::read_dir(dir)?
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .collect::<io::Result<Vec<String>>>()?;
+    // By key rather than by file name, so that a suffix does not change the order.
+    names.sort_by(|a, b| stem(a).cmp(stem(b)).then_with(|| a.cmp(b)));
+    Ok(names)
+}
+
+fn stem(name: &str) -> &str {
+    name.strip_suffix(RECORD_SUFFIX).unwrap_or(name)
+}
+
+fn record_file(key: &str) -> String {
+    format!("{key}{RECORD_SUFFIX}")
+}
+
+fn damaged(dir: &Path, key: &str, problem: &str) -> StorageError {
+    StorageError::backend(
+        number::VDI_LOAD,
+        format!(
+            "the record of VDI {key} is damaged: {} : {problem}. Put it back from a backup; or, to \
+             give the VDI up, move it out of the directory (its data is {key}.raw beside it)",
+            dir.join(record_file(key)).display()
+        ),
+    )
+}
+
+/// A file operation that failed, for people.
+pub fn failed(what: &str, path: &Path, error: &io::Error) -> StorageError {
+    use rustix::io::Errno;
+    let full = [Errno::NOSPC.raw_os_error(), Errno::DQUOT.raw_os_error()];
+    if error.raw_os_error().is_some_and(|code| full.contains(&code)) {
+        let text = format!(
+            "cannot {what} {}: the file system is full. Free some space, or grow it",
+            path.display()
+        );
+        return StorageError::backend(number::SR_NO_SPACE, text);
+    }
+    let text = format!("cannot {what} {}: {error}", path.display());
+    StorageError::backend(number::IO_ERROR, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zerotap_rpc_schema::smapi2::VdiInfo;
+
+    fn catalog(keys: &[&str]) -> (tempfile::TempDir, Catalog) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let catalog = Catalog::new(dir.path().into());
+        for key in keys {
+            let record = Record::new((*key).into(), 4096, None, VdiInfo::new("disk", 4096));
+            catalog.write(&record).expect("room for a record");
+        }
+        (dir, catalog)
+    }
+
+    #[test]
+    fn a_record_cut_short_fails_the_list_but_not_its_neighbours() {
+        let (dir, catalog) = catalog(&["a", "b"]);
+        assert_eq!(catalog.list().expect("both are whole").len(), 2);
+        let path = dir.path().join("a.vdi.json");
+        let text = std::fs::read(&path).expect("a record");
+        for length in [0, 1, text.len() / 2, text.len() - 3] {
+            std::fs::write(&path, &text[..length]).expect("writable");
+            let error = catalog.list().expect_err("a is damaged").to_string();
+            assert!(error.contains("a.vdi.json"), "{error}");
+            assert!(catalog.read("b").is_ok());
+        }
+    }
+
+    #[test]
+    fn a_record_under_another_name_is_damaged() {
+        let (dir, catalog) = catalog(&["a"]);
+        std::fs::copy(dir.path().join("a.vdi.json"), dir.path().join("b.vdi.json")).expect("copy");
+        assert!(catalog.read("b").expect_err("a's record").to_string().contains("record of a"));
+    }
+
+    #[test]
+    fn everything_in_the_directory_is_accounted_for() {
+        let (dir, catalog) = catalog(&["a", "a-b", "a.b"]);
+        for name in ["a.raw", "a-b.raw", "lost.raw", "notes.txt", SR_RECORD, ".zerotap-x.tmp"] {
+            std::fs::write(dir.path().join(name), "").expect("writable");
+        }
+        let contents = catalog.contents().expect("readable");
+        assert_eq!(contents.keys, ["a", "a-b", "a.b"]);
+        assert_eq!(contents.orphans, ["lost.raw"]);
+        assert_eq!(contents.foreign, ["notes.txt"]);
+        assert_eq!(contents.temporaries, [".zerotap-x.tmp"]);
+    }
+
+    #[test]
+    fn the_unknown_does_not_exist() {
+        let (_dir, catalog) = catalog(&[]);
+        for key in ["nobody", "../x", "", "a/b"] {
+            assert_eq!(catalog.read(key), Err(StorageError::VdiDoesNotExist(key.into())));
+        }
+        catalog.remove("nobody").expect("gone already");
+    }
+}

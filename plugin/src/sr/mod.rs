@@ -1,0 +1,121 @@
+//! Storage repositories: what one can do, whichever kind it is. There is one kind yet, `file`.
+//!
+//! A file system may hang for ever (NFS). [`Sr::run`] therefore works on another thread and stops to
+//! wait after [`FILE_DEADLINE`]; the thread finishes when the file system does, and what it then has
+//! done is told by the intent that stays unsettled.
+
+pub mod attached;
+pub mod catalog;
+pub mod file;
+pub mod image;
+pub mod publish;
+pub mod record;
+mod volume;
+
+pub use attached::Srs;
+
+use file::FileSr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use zerotap_rpc_schema::StorageError;
+use zerotap_rpc_schema::error::number;
+use zerotap_rpc_schema::smapi2::{Pairs, Probe};
+
+/// How long an answer waits for the file system.
+pub const FILE_DEADLINE: Duration = Duration::from_secs(30);
+/// device-config's one key.
+const PATH: &str = "path";
+
+/// An attached SR. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Sr {
+    file: Arc<FileSr>,
+}
+
+impl Sr {
+    /// The SR `uuid` as `device_config` leads to it; looks at nothing yet.
+    ///
+    /// # Errors
+    /// `uuid` is none, or `device_config` names no absolute `path`.
+    pub fn new(uuid: &str, config: &Pairs, overcommit: bool) -> Result<Sr, StorageError> {
+        if uuid::Uuid::try_parse(uuid).is_err() || uuid.len() != 36 {
+            let text = format!(
+                "`{uuid}` cannot be an SR's uuid: give one like 8a6b0f4e-0d0c-4f0f-9a31-1f6d0b5a2c77"
+            );
+            return Err(StorageError::backend(number::BAD_REQUEST, text));
+        }
+        let dir = dir_of(config)?;
+        Ok(Sr { file: Arc::new(FileSr::new(uuid.into(), dir, overcommit)) })
+    }
+
+    /// Where it lies.
+    #[must_use]
+    pub fn dir(&self) -> &std::path::Path {
+        self.file.dir()
+    }
+
+    /// Does file work on another thread, and waits for it no longer than [`FILE_DEADLINE`].
+    ///
+    /// # Errors
+    /// The work's own; SR_BACKEND_FAILURE_47 when the file system does not answer.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&FileSr) -> Result<T, StorageError> + Send + 'static,
+    ) -> Result<T, StorageError> {
+        let file = Arc::clone(&self.file);
+        let at_work = tokio::task::spawn_blocking(move || work(&file));
+        match tokio::time::timeout(FILE_DEADLINE, at_work).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(panic)) => Err(StorageError::Internal(format!("file work failed: {panic}"))),
+            Err(_) => {
+                let text = format!(
+                    "the file system of {} has not answered for {} s. See that it does (a network file \
+                     system's server?), then try again",
+                    self.file.dir().display(),
+                    FILE_DEADLINE.as_secs()
+                );
+                Err(StorageError::backend(number::SR_UNAVAILABLE, text))
+            }
+        }
+    }
+}
+
+/// SR.probe: what is in the directory that `config` leads to.
+///
+/// # Errors
+/// No absolute `path` in `config`; the file system does not answer.
+pub async fn probe(config: &Pairs) -> Result<Vec<Probe>, StorageError> {
+    let dir = dir_of(config)?;
+    // No SR is meant yet; this one is never attached and only lends its threads and its deadline.
+    let nobody = Sr { file: Arc::new(FileSr::new(String::new(), dir.clone(), false)) };
+    let configuration = config.clone();
+    nobody
+        .run(move |_| {
+            if !dir.is_dir() {
+                return Ok(vec![]);
+            }
+            let sr = match file::uuid_in(&dir) {
+                Some(uuid) => Some(FileSr::new(uuid, dir, false).stat()?),
+                None => None,
+            };
+            Ok(vec![Probe { configuration, complete: true, sr, extra_info: Pairs::new() }])
+        })
+        .await
+}
+
+fn dir_of(config: &Pairs) -> Result<PathBuf, StorageError> {
+    if let Some(unknown) = config.keys().find(|key| *key != PATH) {
+        let text = format!("device_config.{unknown} is not known: a file SR takes path=DIR alone");
+        return Err(StorageError::backend(number::CONFIG_INVALID, text));
+    }
+    let path = config.get(PATH).ok_or_else(|| {
+        let text = "device_config has no path: a file SR takes path=DIR, a directory";
+        StorageError::backend(number::CONFIG_MISSING, text)
+    })?;
+    if !path.starts_with('/') {
+        let text = format!("device_config.path={path} is relative: give an absolute directory");
+        return Err(StorageError::backend(number::CONFIG_INVALID, text));
+    }
+    Ok(PathBuf::from(path))
+}

@@ -1,0 +1,272 @@
+//! The states of a VDI and of its datapaths, and the moves between them. Pure: no I/O, no clock.
+//!
+//! Source: xen-api `ocaml/xapi-idl/storage/vdi_automaton.ml`, as tabulated in docs/architecture.md.
+//! A VDI's superstate is the most that any of its datapaths asks for; what has to be done for a call
+//! is the path from the old superstate to the new one. Called by a VDI's actor.
+
+use crate::state::Datapath;
+use zerotap_rpc_schema::StorageError;
+use zerotap_rpc_schema::error::number;
+use zerotap_rpc_schema::smapi2::{Mode, VdiState};
+
+/// What a caller asks of one datapath.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Move {
+    /// Reserve the VDI.
+    Attach(Mode),
+    /// Have it served.
+    Activate,
+    /// Stop to serve it.
+    Deactivate,
+    /// Give it up.
+    Detach,
+}
+
+/// What is to be done for a VDI when its superstate changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// Reserve the image.
+    Attach(Mode),
+    /// Start a worker.
+    Activate(Mode),
+    /// Stop the worker.
+    Deactivate,
+    /// Give the image up.
+    Detach,
+}
+
+/// A datapath's next state.
+///
+/// # Errors
+/// `Illegal_transition`, when there is no such move.
+pub fn step(state: VdiState, asked: Move) -> Result<VdiState, StorageError> {
+    use Mode::{ReadOnly, ReadWrite};
+    use VdiState::{Activated, Attached, Detached};
+    let illegal = |to| Err(StorageError::IllegalTransition((state, to)));
+    match (state, asked) {
+        (Detached, Move::Attach(mode)) => Ok(Attached(mode)),
+        // Who may write may also read: asking for less changes nothing.
+        (Attached(ReadWrite) | Activated(ReadWrite), Move::Attach(_))
+        | (Attached(ReadOnly) | Activated(ReadOnly), Move::Attach(ReadOnly)) => Ok(state),
+        (Attached(ReadOnly) | Activated(ReadOnly), Move::Attach(ReadWrite)) => {
+            illegal(Attached(ReadWrite))
+        }
+        (Detached, Move::Activate) => illegal(Activated(ReadWrite)),
+        (Attached(mode) | Activated(mode), Move::Activate) => Ok(Activated(mode)),
+        (Detached | Attached(_), Move::Deactivate) => Ok(state),
+        (Activated(mode), Move::Deactivate) => Ok(Attached(mode)),
+        (Detached | Attached(_), Move::Detach) => Ok(Detached),
+        (Activated(_), Move::Detach) => illegal(Detached),
+    }
+}
+
+/// The most that any of these asks for.
+pub fn superstate(states: impl IntoIterator<Item = VdiState>) -> VdiState {
+    states.into_iter().fold(VdiState::Detached, |most, state| match (most, state) {
+        (VdiState::Detached, other) | (other, VdiState::Detached) => other,
+        (VdiState::Attached(a), VdiState::Attached(b)) => VdiState::Attached(wider(a, b)),
+        (
+            VdiState::Attached(a) | VdiState::Activated(a),
+            VdiState::Attached(b) | VdiState::Activated(b),
+        ) => VdiState::Activated(wider(a, b)),
+    })
+}
+
+fn wider(a: Mode, b: Mode) -> Mode {
+    if a == Mode::ReadWrite { a } else { b }
+}
+
+/// What leads from one superstate to another, in order; `None` where nothing does, because a VDI
+/// in use never changes between read-only and read-write.
+#[must_use]
+pub fn path(from: VdiState, to: VdiState) -> Option<Vec<Effect>> {
+    use VdiState::{Activated, Attached, Detached};
+    let effects = match (from, to) {
+        _ if from == to => vec![],
+        (Detached, Attached(mode)) => vec![Effect::Attach(mode)],
+        (Detached, Activated(mode)) => vec![Effect::Attach(mode), Effect::Activate(mode)],
+        (Attached(_), Detached) => vec![Effect::Detach],
+        (Activated(_), Detached) => vec![Effect::Deactivate, Effect::Detach],
+        (Attached(a), Activated(b)) if a == b => vec![Effect::Activate(b)],
+        (Activated(a), Attached(b)) if a == b => vec![Effect::Deactivate],
+        _ => return None,
+    };
+    Some(effects)
+}
+
+/// Refuses a use beside those that there are: one writer and nobody beside it, or readers only.
+/// On a sharable VDI everybody may write, but none may change how the others have it open.
+///
+/// # Errors
+/// SR_BACKEND_FAILURE_24, with who holds the VDI and how to make it let go.
+pub fn admit(
+    held: &[Datapath],
+    dp: &str,
+    mode: Mode,
+    sharable: bool,
+    name: &str,
+) -> Result<(), StorageError> {
+    let mut others = held.iter().filter(|held| held.dp != dp);
+    let in_the_way = others.find(|held| {
+        let writes = mode_of(held.state) == Some(Mode::ReadWrite);
+        let widens = mode == Mode::ReadWrite && !writes;
+        widens || (!sharable && (writes || mode == Mode::ReadWrite))
+    });
+    let Some(holder) = in_the_way else { return Ok(()) };
+    Err(StorageError::backend(
+        number::VDI_IN_USE,
+        format!(
+            "cannot attach VDI {name} {mode} for datapath {dp}: it is {} for datapath {} of domain {} \
+             since {}. End that use first (VDI.deactivate and VDI.detach, or DP.destroy2)",
+            holder.state, holder.dp, holder.domain, holder.since
+        ),
+    ))
+}
+
+fn mode_of(state: VdiState) -> Option<Mode> {
+    match state {
+        VdiState::Detached => None,
+        VdiState::Attached(mode) | VdiState::Activated(mode) => Some(mode),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Mode::{ReadOnly as RO, ReadWrite as RW};
+    use VdiState::{Activated, Attached, Detached};
+    use proptest::prelude::*;
+
+    /// The table of upstream's automaton, row by row; `None` is an error.
+    #[test]
+    fn table_is_upstreams() {
+        let moves =
+            [Move::Attach(RO), Move::Attach(RW), Move::Activate, Move::Deactivate, Move::Detach];
+        #[rustfmt::skip]
+        let table = [
+            (Detached,      [Some(Attached(RO)),  Some(Attached(RW)),  None,                Some(Detached),     Some(Detached)]),
+            (Attached(RO),  [Some(Attached(RO)),  None,                Some(Activated(RO)), Some(Attached(RO)), Some(Detached)]),
+            (Attached(RW),  [Some(Attached(RW)),  Some(Attached(RW)),  Some(Activated(RW)), Some(Attached(RW)), Some(Detached)]),
+            (Activated(RO), [Some(Activated(RO)), None,                Some(Activated(RO)), Some(Attached(RO)), None]),
+            (Activated(RW), [Some(Activated(RW)), Some(Activated(RW)), Some(Activated(RW)), Some(Attached(RW)), None]),
+        ];
+        for (state, row) in table {
+            for (asked, expected) in moves.into_iter().zip(row) {
+                assert_eq!(step(state, asked).ok(), expected, "{state}, {asked:?}");
+            }
+        }
+    }
+
+    fn states() -> impl Strategy<Value = VdiState> {
+        prop::sample::select(vec![
+            Detached,
+            Attached(RO),
+            Attached(RW),
+            Activated(RO),
+            Activated(RW),
+        ])
+    }
+
+    fn moves() -> impl Strategy<Value = Move> {
+        prop::sample::select(vec![
+            Move::Attach(RO),
+            Move::Attach(RW),
+            Move::Activate,
+            Move::Deactivate,
+            Move::Detach,
+        ])
+    }
+
+    fn apply(state: VdiState, effect: Effect) -> VdiState {
+        match effect {
+            Effect::Attach(mode) => Attached(mode),
+            Effect::Activate(mode) => Activated(mode),
+            Effect::Deactivate => Attached(mode_of(state).expect("active before")),
+            Effect::Detach => Detached,
+        }
+    }
+
+    fn holder(dp: &str, state: VdiState) -> Datapath {
+        Datapath {
+            dp: dp.into(),
+            domain: "5".into(),
+            state,
+            since: "2026-01-01T00:00:00Z".into(),
+            leaked: false,
+        }
+    }
+
+    proptest! {
+        /// Doing what a path says ends where it should.
+        #[test]
+        fn path_leads_there(from in states(), to in states()) {
+            match path(from, to) {
+                Some(effects) => {
+                    prop_assert_eq!(effects.into_iter().fold(from, apply), to);
+                }
+                None => prop_assert_ne!(mode_of(from), mode_of(to)),
+            }
+        }
+
+        /// A move that was made may be asked for again: every call is idempotent.
+        #[test]
+        fn moves_are_idempotent(state in states(), asked in moves()) {
+            if let Ok(next) = step(state, asked) {
+                prop_assert_eq!(step(next, asked).ok(), Some(next));
+            }
+        }
+
+        /// The superstate does not depend on the order, and no datapath asks for more.
+        #[test]
+        fn superstate_is_the_most(mut all in prop::collection::vec(states(), 0..6)) {
+            let most = superstate(all.clone());
+            all.reverse();
+            prop_assert_eq!(superstate(all.clone()), most);
+            let rank = |state| match state { Detached => 0, Attached(_) => 1, Activated(_) => 2 };
+            prop_assert_eq!(all.iter().map(|&state| rank(state)).max().unwrap_or(0), rank(most));
+            let writes = all.iter().any(|&state| mode_of(state) == Some(RW));
+            prop_assert_eq!(mode_of(most) == Some(RW), writes);
+        }
+
+        /// Whatever callers try, a VDI that is not sharable has one writer or only readers.
+        #[test]
+        fn one_writer(calls in prop::collection::vec((0..4usize, moves()), 0..40)) {
+            let mut held: Vec<Datapath> = Vec::new();
+            for (who, asked) in calls {
+                let dp = format!("dp{who}");
+                if let Move::Attach(mode) = asked && admit(&held, &dp, mode, false, "v").is_err() {
+                    continue;
+                }
+                let at = held.iter().position(|held| held.dp == dp);
+                let before = superstate(held.iter().map(|held| held.state));
+                let state = at.map_or(Detached, |at| held[at].state);
+                let Ok(next) = step(state, asked) else { continue };
+                match at {
+                    Some(at) => held[at].state = next,
+                    None => held.push(holder(&dp, next)),
+                }
+                held.retain(|held| held.state != Detached);
+                let after = superstate(held.iter().map(|held| held.state));
+                prop_assert!(path(before, after).is_some(), "{before} to {after}");
+                let writers = held.iter().filter(|held| mode_of(held.state) == Some(RW)).count();
+                prop_assert!(writers == 0 || held.len() == 1);
+            }
+        }
+    }
+
+    #[test]
+    fn refusal_names_the_holder() {
+        let held = [holder("vbd/5/xvda", Activated(RW))];
+        for mode in [RO, RW] {
+            let error = admit(&held, "vbd/6/xvda", mode, false, "disk").expect_err("in use");
+            let text = error.to_string();
+            assert!(text.contains("vbd/5/xvda") && text.contains("domain 5"), "{text}");
+            assert_eq!(error.code(), 24);
+        }
+        assert!(admit(&held, "vbd/5/xvda", RW, false, "disk").is_ok());
+        assert!(admit(&held, "vbd/6/xvda", RW, true, "disk").is_ok());
+        let reader = [holder("vbd/5/xvda", Attached(RO))];
+        assert!(admit(&reader, "vbd/6/xvda", RO, false, "disk").is_ok());
+        assert!(admit(&reader, "vbd/6/xvda", RW, true, "disk").is_err());
+    }
+}
