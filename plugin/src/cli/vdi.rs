@@ -24,7 +24,7 @@ Examples:
   zerotap vdi create --sr $SR --name database --size 200G --preallocated
   zerotap vdi create --sr $SR --name lun0 --device /dev/mapper/lun0
 
-Sizes are powers of 1024 (10G = 10GiB) and rounded up to whole sectors. The VDI's uuid is printed.";
+Sizes are powers of 1024 (10G = 10GiB) and rounded up to 4 KiB. The VDI's uuid is printed.";
 
 const USE_EXAMPLES: &str = "\
 Example: the four steps of a VDI's use by domain 5
