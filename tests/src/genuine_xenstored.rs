@@ -124,6 +124,7 @@ impl GenuineXenstored {
             .arg(world.join("pid"))
             .env("LD_LIBRARY_PATH", kit.unpacked.join("usr/lib/x86_64-linux-gnu"))
             .env("LD_PRELOAD", &kit.standin)
+            .env_remove("XENSTORED_PATH")
             .env("XENSTORED_STANDIN", world)
             .env("XENSTORED_RUNDIR", world)
             .env("XENSTORED_ROOTDIR", world)

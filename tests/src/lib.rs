@@ -1,9 +1,12 @@
 //! What the scenarios stand on: a simulated host, a guest that checks every byte, a harness that
 //! starts the real binaries.
 
+pub mod bench;
 pub mod blkfront;
 pub mod genuine_xenstored;
 pub mod guest;
+pub mod simguest;
 pub mod simhost;
+pub mod workload;
 pub mod xenstore;
 pub mod xenstored;

@@ -156,6 +156,12 @@ impl Blkfront {
         Ok(Some(Completion { slot, io: flight.io, status: response.status }))
     }
 
+    /// Forgets what is in flight, grants and all; answers the slots and requests.
+    pub fn abandon(&mut self) -> Vec<(usize, Io)> {
+        let flights = self.flights.iter_mut().enumerate();
+        flights.filter_map(|(slot, flight)| Some((slot, flight.take()?.io))).collect()
+    }
+
     /// Asks once more for all that a lost connection did not answer.
     pub(super) fn issue_again(&mut self) -> anyhow::Result<()> {
         for slot in 0..self.flights.len() {
