@@ -92,9 +92,18 @@ enum Command {
 
 /// Parses the command line, does what it says and tells how it went.
 pub(crate) async fn run() -> ExitCode {
-    let cli = Cli::parse();
+    match obey(Cli::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("{failure}");
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+async fn obey(cli: Cli) -> Result<(), Failure> {
     let context = Context { client: Client::new(cli.socket), json: cli.json };
-    let done = match cli.command {
+    match cli.command {
         Command::Serve(args) => serve(args).await,
         Command::Sr(verb) => sr::run(verb, &context).await,
         Command::Vdi(verb) => vdi::run(verb, &context).await,
@@ -103,10 +112,6 @@ pub(crate) async fn run() -> ExitCode {
         Command::Status => daemon::status(&context).await,
         Command::Diagnostics => daemon::diagnostics(&context).await,
         Command::Call(args) => call::run(&args, &context).await,
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => report(&failure),
     }
 }
 
@@ -114,28 +119,5 @@ async fn serve(args: crate::daemon::ServeArgs) -> Result<(), Failure> {
     crate::daemon::serve(args).await.map_err(|error| Failure::plain(format!("{error:#}")))
 }
 
-fn report(failure: &Failure) -> ExitCode {
-    eprintln!("{failure}");
-    ExitCode::from(failure.code)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::CommandFactory;
-
-    #[test]
-    fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn every_command_of_the_examples_parses() {
-        let line = |text: &str| text.replace("$SR", "s").replace("$VDI", "v");
-        let calls = EXAMPLES.lines().filter_map(|text| text.find("zerotap ").map(|at| &text[at..]));
-        for call in calls {
-            let call = line(call.trim_end_matches(')'));
-            Cli::try_parse_from(call.split(' ')).unwrap_or_else(|error| panic!("{call}: {error}"));
-        }
-    }
-}
+mod tests;
