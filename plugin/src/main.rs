@@ -8,6 +8,7 @@ pub mod host;
 pub mod sr;
 pub mod state;
 pub mod vdi;
+pub mod worker;
 pub mod xenstore;
 
 #[tokio::main]

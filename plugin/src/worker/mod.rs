@@ -1,0 +1,256 @@
+//! Datapath workers as the daemon sees them: one process a VDI, started, adopted, asked, stopped.
+//!
+//! A [`WorkerHandle`] is one worker that has said Hello. It never decides when to start or stop: VDI
+//! actors do. The VBD side holds handles too, to connect rings.
+
+pub mod client;
+pub mod process;
+pub mod reconcile;
+pub mod spawn;
+
+pub use client::WorkerError;
+pub use spawn::Launcher;
+
+use crate::host::Host;
+use crate::state::WorkerRow;
+use crate::vdi::VdiId;
+use client::{
+    CONNECT_DEADLINE, Client, DISCONNECT_DEADLINE, HELLO_DEADLINE, SHUTDOWN_DEADLINE, STAT_DEADLINE,
+};
+use process::Process;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::sync::watch;
+use zerotap_rpc_schema::worker::{
+    Answer, Ask, Connected, ImageInfo, RingParameters, VbdCounters, VbdId,
+};
+
+/// How long the kernel may take to end a process that was killed: it finishes its disk I/O first.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What a worker says of itself.
+#[derive(Debug, Clone)]
+pub struct Hello {
+    /// Its program's version.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// The image as it found it.
+    pub image: ImageInfo,
+    /// The most segments that an indirect request may have.
+    pub indirect_segments_max: u32,
+    /// The highest ring order that it maps.
+    pub ring_page_order_max: u32,
+    /// The rings that it serves.
+    pub connected: Vec<Connected>,
+}
+
+impl Hello {
+    /// Asks.
+    ///
+    /// # Errors
+    /// [`WorkerError`].
+    pub async fn ask(client: &Client) -> Result<Hello, WorkerError> {
+        let Answer::Hello {
+            version,
+            pid,
+            image,
+            indirect_segments_max,
+            ring_page_order_max,
+            connected,
+            ..
+        } = client.hello().await?
+        else {
+            return Err(WorkerError::Confused { what: "hello" });
+        };
+        Ok(Hello { version, pid, image, indirect_segments_max, ring_page_order_max, connected })
+    }
+}
+
+/// A worker that has said Hello. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct WorkerHandle(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    row: WorkerRow,
+    hello: Hello,
+    client: Client,
+    process: Arc<Process>,
+    host: Host,
+    /// Set before it is told to end: its end is no accident then.
+    stopping: AtomicBool,
+    /// How it ended, once it has.
+    end: watch::Receiver<Option<String>>,
+}
+
+impl WorkerHandle {
+    /// A worker that has said `hello`; its process is watched from now on.
+    #[must_use]
+    pub fn new(
+        row: WorkerRow,
+        hello: Hello,
+        client: Client,
+        process: Process,
+        host: Host,
+    ) -> WorkerHandle {
+        let process = Arc::new(process);
+        let (sender, end) = watch::channel(None);
+        let watched = Arc::clone(&process);
+        tokio::spawn(async move { sender.send_replace(Some(watched.exited().await)) });
+        let stopping = AtomicBool::new(false);
+        WorkerHandle(Arc::new(Inner { row, hello, client, process, host, stopping, end }))
+    }
+
+    /// What it serves.
+    #[must_use]
+    pub fn vdi(&self) -> &VdiId {
+        &self.0.row.vdi
+    }
+
+    /// Its id: the name of its socket.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.0.row.id
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.0.row.pid
+    }
+
+    /// All that is remembered of it.
+    #[must_use]
+    pub fn row(&self) -> &WorkerRow {
+        &self.0.row
+    }
+
+    /// Its program's version.
+    #[must_use]
+    pub fn version(&self) -> &str {
+        &self.0.row.version
+    }
+
+    /// Whether the image is open read-only: a VBD that may write must be refused then.
+    #[must_use]
+    pub fn read_only(&self) -> bool {
+        self.0.row.read_only
+    }
+
+    /// The image as the worker found it.
+    #[must_use]
+    pub fn image(&self) -> ImageInfo {
+        self.0.hello.image
+    }
+
+    /// The most segments that an indirect request may have.
+    #[must_use]
+    pub fn indirect_segments_max(&self) -> u32 {
+        self.0.hello.indirect_segments_max
+    }
+
+    /// The highest ring order that it maps.
+    #[must_use]
+    pub fn ring_page_order_max(&self) -> u32 {
+        self.0.hello.ring_page_order_max
+    }
+
+    /// The rings that it serves now.
+    ///
+    /// # Errors
+    /// [`WorkerError`]; so with the calls below.
+    pub async fn connected(&self) -> Result<Vec<Connected>, WorkerError> {
+        Ok(Hello::ask(&self.0.client).await?.connected)
+    }
+
+    /// Has it serve a ring. Opens an event channel device for it.
+    ///
+    /// # Errors
+    /// `Refused` when the ring can't be mapped or the port not be bound.
+    pub async fn connect(
+        &self,
+        vbd: VbdId,
+        ring: RingParameters,
+        read_only: bool,
+    ) -> Result<(), WorkerError> {
+        let events = self.0.host.open_events().map_err(WorkerError::Io)?;
+        let ask = Ask::Connect { vbd, read_only, ring };
+        self.0.client.done("connect", ask, Some(events), CONNECT_DEADLINE).await
+    }
+
+    /// Has it finish what it took off a ring and let go of the guest.
+    ///
+    /// # Errors
+    /// `Deadline` when the disk does not answer.
+    pub async fn disconnect(&self, vbd: VbdId) -> Result<(), WorkerError> {
+        let ask = Ask::Disconnect { vbd };
+        self.0.client.done("disconnect", ask, None, DISCONNECT_DEADLINE).await
+    }
+
+    /// Its counters.
+    ///
+    /// # Errors
+    /// [`WorkerError`].
+    pub async fn stat(&self) -> Result<Vec<VbdCounters>, WorkerError> {
+        match self.0.client.call("stat", Ask::Stat, None, STAT_DEADLINE).await? {
+            Answer::Stat { vbds } => Ok(vbds),
+            _ => Err(WorkerError::Confused { what: "stat" }),
+        }
+    }
+
+    /// How it ended, for people; `None` while it lives.
+    #[must_use]
+    pub fn end(&self) -> Option<String> {
+        self.0.end.borrow().clone()
+    }
+
+    /// Waits for its end; the answer tells how.
+    pub async fn ended(&self) -> String {
+        let mut end = self.0.end.clone();
+        match end.wait_for(Option::is_some).await {
+            Ok(text) => text.clone().unwrap_or_default(),
+            Err(_) => "it is not watched any more".into(),
+        }
+    }
+
+    /// Whether it was told to end.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.0.stopping.load(Ordering::Acquire)
+    }
+
+    /// Ends it: politely, then by force. The answer tells whether it ended by itself, all of its I/O
+    /// done; after a kill the kernel may still be at it, so wait for the image's fence.
+    ///
+    /// # Errors
+    /// It does not die: the kernel holds it in an I/O.
+    pub async fn stop(&self) -> Result<bool, String> {
+        self.0.stopping.store(true, Ordering::Release);
+        let asked = self.0.client.done("shutdown", Ask::Shutdown, None, SHUTDOWN_DEADLINE).await;
+        let polite = match asked {
+            Ok(()) => tokio::time::timeout(HELLO_DEADLINE, self.ended()).await.is_ok(),
+            Err(error) => {
+                if self.end().is_none() {
+                    tracing::warn!(worker = self.id(), "does not shut down: {error}; it is killed");
+                }
+                false
+            }
+        };
+        if !polite {
+            self.0.process.kill();
+            if tokio::time::timeout(KILL_DEADLINE, self.ended()).await.is_err() {
+                return Err(format!(
+                    "worker {} (pid {}) does not end: the kernel holds it in an I/O that does not come \
+                     back. See what is wrong with the storage below (dmesg)",
+                    self.id(),
+                    self.pid()
+                ));
+            }
+        }
+        spawn::remove_socket(Path::new(&self.0.row.socket));
+        Ok(polite)
+    }
+}

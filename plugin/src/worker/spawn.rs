@@ -1,0 +1,155 @@
+//! How a worker is started: its listener made, its descriptors handed over, its first answer awaited.
+//!
+//! A worker gets descriptors, never paths. It is in a process group of its own and outlives us; what
+//! becomes of it afterwards is the handle's business. Called by a VDI's actor.
+
+use crate::host::Host;
+use crate::state::{WorkerRow, now};
+use crate::vdi::VdiId;
+use crate::worker::client::Client;
+use crate::worker::process::Process;
+use crate::worker::{Hello, WorkerHandle};
+use command_fds::{CommandFdExt, FdMapping};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// Where a worker finds its descriptors.
+const LISTENER_FD: i32 = 3;
+const IMAGE_FD: i32 = 4;
+const GRANTS_FD: i32 = 5;
+
+/// What all workers of this daemon have in common.
+#[derive(Debug, Clone)]
+pub struct Launcher {
+    /// The worker's program.
+    pub program: PathBuf,
+    /// The directory of the workers' sockets.
+    pub dir: PathBuf,
+    /// What they map grants from.
+    pub host: Host,
+}
+
+impl Launcher {
+    /// A name for a worker that no other has.
+    #[must_use]
+    pub fn new_id() -> String {
+        // Twelve digits: a socket's path has 107 bytes at most.
+        uuid::Uuid::new_v4().simple().to_string()[..12].to_string()
+    }
+
+    /// The control socket of the worker of this id.
+    #[must_use]
+    pub fn socket(&self, id: &str) -> PathBuf {
+        self.dir.join(format!("{id}.sock"))
+    }
+
+    /// Starts a worker on a fenced image and waits until it serves. `image` is only the worker's
+    /// afterwards: its fence lasts as long as the worker does.
+    ///
+    /// # Errors
+    /// What failed, for people; nothing runs and no socket is left then.
+    pub async fn start(
+        &self,
+        id: &str,
+        vdi: &VdiId,
+        image: OwnedFd,
+        read_only: bool,
+    ) -> Result<WorkerHandle, String> {
+        let socket = self.socket(id);
+        let started = self.start_at(&socket, id, vdi, image, read_only).await;
+        if started.is_err() {
+            remove_socket(&socket);
+        }
+        started
+    }
+
+    async fn start_at(
+        &self,
+        socket: &Path,
+        id: &str,
+        vdi: &VdiId,
+        image: OwnedFd,
+        read_only: bool,
+    ) -> Result<WorkerHandle, String> {
+        let grants = self.host.open_grants()?;
+        let listener = listen(socket).map_err(|e| format!("{}: {e}", socket.display()))?;
+        let pid = self
+            .run(id, read_only, [listener, image, grants])
+            .map_err(|error| format!("cannot start {}: {error}", self.program.display()))?;
+        let process = Process::open(pid).map_err(|error| format!("pid {pid}: {error}"))?;
+        let greeting = async {
+            let client = Client::connect(socket).await?;
+            let hello = Hello::ask(&client).await?;
+            Ok::<_, super::WorkerError>((client, hello))
+        };
+        let (client, hello) = tokio::select! {
+            greeted = greeting => match greeted {
+                Ok(greeted) => greeted,
+                Err(error) => {
+                    process.kill();
+                    return Err(format!("{error}; {}", process.exited().await));
+                }
+            },
+            end = process.exited() => return Err(format!("{end} at once; its log lines tell why")),
+        };
+        let row = WorkerRow {
+            id: id.into(),
+            vdi: vdi.clone(),
+            pid,
+            start_time: process.start_time(),
+            socket: socket.to_string_lossy().into_owned(),
+            version: hello.version.clone(),
+            read_only,
+            since: now(),
+        };
+        Ok(WorkerHandle::new(row, hello, client, process, self.host.clone()))
+    }
+
+    fn run(&self, id: &str, read_only: bool, fds: [OwnedFd; 3]) -> io::Result<u32> {
+        let mut command = Command::new(&self.program);
+        command.args(["--id", id, "--host", &self.host.to_string()]);
+        let mut mappings = Vec::new();
+        let places =
+            [("--listener-fd", LISTENER_FD), ("--image-fd", IMAGE_FD), ("--gntdev-fd", GRANTS_FD)];
+        for (parent_fd, (option, child_fd)) in fds.into_iter().zip(places) {
+            command.args([option, &child_fd.to_string()]);
+            mappings.push(FdMapping { parent_fd, child_fd });
+        }
+        if read_only {
+            command.arg("--read-only");
+        }
+        let log = io::stderr().as_fd().try_clone_to_owned()?;
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            // A signal for the daemon's terminal is not for the guests' disks.
+            .process_group(0)
+            .fd_mappings(mappings)
+            .map_err(io::Error::other)?;
+        // Dropping Command and Child closes our copies and leaves the process alone.
+        Ok(command.spawn()?.id())
+    }
+}
+
+/// Only we may speak to a worker: the directory is ours alone, and so is the socket.
+fn listen(socket: &Path) -> io::Result<OwnedFd> {
+    let listener = UnixListener::bind(socket)?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener.into())
+}
+
+/// Removes a worker's socket; a leftover is only untidy, the next start of the daemon sweeps it up.
+pub fn remove_socket(socket: &Path) {
+    match std::fs::remove_file(socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!("cannot remove {}: {error}", socket.display());
+        }
+        _ => {}
+    }
+}
