@@ -71,7 +71,7 @@ impl Link {
 
     async fn probe(&self) -> Result<(), StoreError> {
         match self.call("answer", PROBE_PATH, self.xs.read(PROBE_PATH)).await {
-            Err(error @ StoreError::Away { .. }) => Err(error),
+            Err(error @ StoreError::Away(_)) => Err(error),
             _ => Ok(()),
         }
     }
@@ -86,7 +86,7 @@ impl Link {
 
     pub(super) async fn remove(&self, path: &str) -> Result<(), StoreError> {
         match self.call("remove", path, self.xs.rm(path)).await {
-            Err(StoreError::Missing { .. }) => Ok(()),
+            Err(StoreError::Missing(_)) => Ok(()),
             other => other,
         }
     }
@@ -96,7 +96,7 @@ impl Link {
             Ok(names) => {
                 Ok(names.into_iter().map(String::from).filter(|n| !n.is_empty()).collect())
             }
-            Err(StoreError::Missing { .. }) => Ok(Vec::new()),
+            Err(StoreError::Missing(_)) => Ok(Vec::new()),
             // Longer than one message: xenstore-rs does not ask for it in parts.
             Err(StoreError::Refused { code, .. }) if code.ends_with("E2BIG") => {
                 self.job(|reply| Job::List(path.to_owned(), reply)).await
@@ -158,7 +158,7 @@ impl Link {
     fn silent(&self) -> StoreError {
         self.broken.notify_one();
         let reason = format!("no answer within {} s", CALL_DEADLINE.as_secs());
-        StoreError::Away { reason }
+        StoreError::Away(reason)
     }
 }
 
@@ -183,12 +183,12 @@ impl Drop for HalfOpen {
 fn refusal(error: &io::Error, verb: &str, path: &str) -> StoreError {
     let path = path.to_owned();
     match error.kind() {
-        io::ErrorKind::NotFound => StoreError::Missing { path },
+        io::ErrorKind::NotFound => StoreError::Missing(path),
         io::ErrorKind::BrokenPipe => gone(),
         io::ErrorKind::InvalidData
             if error.get_ref().is_some_and(|e| e.is::<std::str::Utf8Error>()) =>
         {
-            StoreError::NotText { path }
+            StoreError::NotText(path)
         }
         _ => {
             let text = error.to_string();
@@ -199,7 +199,7 @@ fn refusal(error: &io::Error, verb: &str, path: &str) -> StoreError {
 }
 
 fn away(error: impl std::fmt::Display) -> StoreError {
-    StoreError::Away { reason: error.to_string() }
+    StoreError::Away(error.to_string())
 }
 
 fn gone() -> StoreError {

@@ -21,15 +21,18 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 const CALLS_IN_FLIGHT_MAX: usize = 8;
 
 /// xenstored, whether or not it is there.
-pub(crate) struct Live {
+pub struct Live {
     shared: Arc<Shared>,
     keeper: JoinHandle<()>,
 }
 
+/// Paths and whom to tell, by a number of our own.
+type Watches = HashMap<u64, (String, Sink)>;
+
 struct Shared {
     /// The connection, or why there is none.
     link: watch::Sender<Result<Arc<Link>, StoreError>>,
-    watches: Mutex<HashMap<u64, (String, Sink)>>,
+    watches: Mutex<Watches>,
     watches_changed: Notify,
     last_watch: AtomicU64,
     slots: Semaphore,
@@ -37,10 +40,10 @@ struct Shared {
 
 impl Live {
     /// Starts to connect, where `XENSTORED_PATH` or the custom of Xen hosts says.
-    pub(crate) fn start() -> Self {
+    pub fn start() -> Self {
         let reason = "not connected yet".to_owned();
         let shared = Arc::new(Shared {
-            link: watch::channel(Err(StoreError::Away { reason })).0,
+            link: watch::channel(Err(StoreError::Away(reason))).0,
             watches: Mutex::default(),
             watches_changed: Notify::new(),
             last_watch: AtomicU64::new(0),
@@ -51,7 +54,7 @@ impl Live {
     }
 
     /// Waits until xenstored answers.
-    pub(crate) async fn connected(&self) {
+    pub async fn connected(&self) {
         // It fails only when the sender is gone, and `self` holds it.
         let _ = self.shared.link.subscribe().wait_for(Result::is_ok).await;
     }
@@ -77,14 +80,14 @@ impl Shared {
                     (away, pause) = (false, BACKOFF_MIN);
                     self.serve(Arc::new(link)).await;
                     let reason = "it closed the connection or fell silent".to_owned();
-                    self.link.send_replace(Err(StoreError::Away { reason }));
+                    self.publish(Err(StoreError::Away(reason)));
                 }
                 Err(error) => {
                     if !away {
                         tracing::error!(%error, "no connection to xenstored, trying on");
                     }
                     away = true;
-                    self.link.send_replace(Err(error));
+                    self.publish(Err(error));
                 }
             }
             tokio::time::sleep(pause).await;
@@ -92,9 +95,13 @@ impl Shared {
         }
     }
 
+    fn publish(&self, link: Result<Arc<Link>, StoreError>) {
+        drop(self.link.send_replace(link));
+    }
+
     /// Uses a link, and keeps its watches those that are wanted, until it breaks.
     async fn serve(&self, link: Arc<Link>) {
-        self.link.send_replace(Ok(link.clone()));
+        self.publish(Ok(link.clone()));
         let mut drains = HashMap::new();
         let broken = link.broken();
         tokio::pin!(broken);
@@ -132,7 +139,7 @@ impl Shared {
     ) -> Result<T, StoreError> {
         let Ok(Ok(_slot)) = tokio::time::timeout(CALL_DEADLINE, self.slots.acquire()).await else {
             let reason = format!("{CALLS_IN_FLIGHT_MAX} calls wait already");
-            return Err(StoreError::Away { reason });
+            return Err(StoreError::Away(reason));
         };
         let link = self.link.borrow().clone();
         call(link?).await
@@ -173,7 +180,7 @@ impl Store for Live {
     fn watch(&self, path: &str, sink: Sink) -> Watch {
         let shared = self.shared.clone();
         let id = shared.last_watch.fetch_add(1, Ordering::Relaxed);
-        let lock = |shared: &Shared, change: &dyn Fn(&mut HashMap<u64, (String, Sink)>)| {
+        let lock = |shared: &Shared, change: &dyn Fn(&mut Watches)| {
             change(&mut shared.watches.lock().unwrap_or_else(PoisonError::into_inner));
             shared.watches_changed.notify_one();
         };

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 /// The store; clones share it.
 #[derive(Clone, Default)]
-pub(crate) struct Memory(Arc<Mutex<Inner>>);
+pub struct Memory(Arc<Mutex<Inner>>);
 
 #[derive(Default)]
 struct Inner {
@@ -21,7 +21,7 @@ struct Inner {
 
 impl Inner {
     fn ready(&self) -> Result<(), StoreError> {
-        if self.away { Err(StoreError::Away { reason: "away".into() }) } else { Ok(()) }
+        if self.away { Err(StoreError::Away("away".into())) } else { Ok(()) }
     }
 
     fn below<'a>(&'a self, path: &'a str) -> impl Iterator<Item = &'a String> {
@@ -76,40 +76,40 @@ impl Memory {
     }
 
     /// Writes as a toolstack or a guest would, whether or not the store is away.
-    pub(crate) fn set(&self, path: &str, value: &str) {
+    pub fn set(&self, path: &str, value: &str) {
         self.with(|inner| inner.put(path, value));
         self.fire(&[path]);
     }
 
     /// Removes as a toolstack or a guest would.
-    pub(crate) fn cut(&self, path: &str) {
+    pub fn cut(&self, path: &str) {
         self.with(|inner| inner.cut(path));
         self.fire(&[path]);
     }
 
     /// A node's value, whether or not the store is away.
-    pub(crate) fn get(&self, path: &str) -> Option<String> {
+    pub fn get(&self, path: &str) -> Option<String> {
         self.with(|inner| inner.nodes.get(path).cloned())
     }
 
     /// A node's permissions, as they were set on it.
-    pub(crate) fn permissions(&self, path: &str) -> Option<Permissions> {
+    pub fn permissions(&self, path: &str) -> Option<Permissions> {
         self.with(|inner| inner.permissions.get(path).copied())
     }
 
     /// Every write made through the trait, in order.
-    pub(crate) fn writes(&self) -> Vec<(String, String)> {
+    pub fn writes(&self) -> Vec<(String, String)> {
         self.with(|inner| inner.writes.clone())
     }
 
     /// Makes a domain live, or die.
-    pub(crate) fn domain(&self, domid: u16, alive: bool) {
+    pub fn domain(&self, domid: u16, alive: bool) {
         self.with(|i| if alive { i.domains.insert(domid) } else { i.domains.remove(&domid) });
         self.fire(&[if alive { "@introduceDomain" } else { "@releaseDomain" }]);
     }
 
     /// Makes xenstored go, or come back.
-    pub(crate) fn away(&self, away: bool) {
+    pub fn away(&self, away: bool) {
         self.with(|inner| inner.away = away);
         if !away {
             let all: Vec<_> = self.with(|i| i.watches.values().cloned().collect());
@@ -129,7 +129,7 @@ impl Memory {
                     Guard::Equals(path, value) => (path, inner.nodes.get(path) == Some(value)),
                 };
                 if !holds {
-                    return Err(StoreError::Changed { path: path.clone() });
+                    return Err(StoreError::Changed(path.clone()));
                 }
             }
             for change in &batch.changes {
@@ -162,7 +162,7 @@ impl Store for Memory {
         Box::pin(async move {
             self.with(|inner| {
                 inner.ready()?;
-                let missing = || StoreError::Missing { path: path.to_owned() };
+                let missing = || StoreError::Missing(path.to_owned());
                 inner.nodes.get(path).cloned().ok_or_else(missing)
             })
         })

@@ -4,12 +4,12 @@
 //! knows what a VBD is. Called by `vbd`.
 
 mod link;
-pub(crate) mod live;
+pub mod live;
 #[cfg(test)]
-pub(crate) mod memory;
+pub mod memory;
 mod raw;
 #[cfg(test)]
-mod tests;
+pub mod tests;
 mod wire;
 
 use std::future::Future;
@@ -18,35 +18,40 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// How long one call to xenstored may take; past it the connection counts as dead and is renewed.
-pub(crate) const CALL_DEADLINE: Duration = Duration::from_secs(5);
+pub const CALL_DEADLINE: Duration = Duration::from_secs(5);
 /// How often a transaction is tried again that collided with another writer's.
-pub(crate) const COLLISIONS_MAX: u32 = 16;
+pub const COLLISIONS_MAX: u32 = 16;
 /// The longest payload of a message, bytes (`XENSTORE_PAYLOAD_MAX`, xen/include/public/io/xs_wire.h).
-pub(crate) const PAYLOAD_BYTES_MAX: usize = 4096;
+pub const PAYLOAD_BYTES_MAX: usize = 4096;
 
 /// Why a call to xenstore failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum StoreError {
+pub enum StoreError {
     /// No such node.
-    #[error("xenstore has no {path}")]
-    Missing { path: String },
-    /// A [`Guard`] did not hold: someone else wrote first.
-    #[error("{path} in xenstore is not what it was")]
-    Changed { path: String },
-    /// The value is not UTF-8.
-    #[error("{path} in xenstore holds no text")]
-    NotText { path: String },
+    #[error("xenstore has no {0}")]
+    Missing(String),
+    /// A [`Guard`] did not hold at this path: someone else wrote first.
+    #[error("{0} in xenstore is not what it was")]
+    Changed(String),
+    /// The value at this path is not UTF-8.
+    #[error("{0} in xenstore holds no text")]
+    NotText(String),
     /// xenstored said no.
     #[error("xenstored refused to {what}: {code}")]
-    Refused { what: String, code: String },
-    /// xenstored is not there, or does not answer.
-    #[error("xenstored does not answer: {reason}")]
-    Away { reason: String },
+    Refused {
+        /// What was asked, for example `write /a/b`.
+        what: String,
+        /// xenstored's word, for example `EACCES`.
+        code: String,
+    },
+    /// xenstored is not there, or does not answer; and why.
+    #[error("xenstored does not answer: {0}")]
+    Away(String),
 }
 
 /// What a transaction insists on: checked inside it, so that nothing is written over news.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Guard {
+pub enum Guard {
     /// The node exists.
     Exists(String),
     /// The node does not exist.
@@ -57,7 +62,7 @@ pub(crate) enum Guard {
 
 /// A change that a transaction makes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Change {
+pub enum Change {
     /// Creates or overwrites a node.
     Write(String, String),
     /// Creates a node without a value; nothing happens if it is there.
@@ -70,31 +75,31 @@ pub(crate) enum Change {
 
 /// Permissions of a node: its owner and one reader beside it; all others may do nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Permissions {
+pub struct Permissions {
     /// The owner's domain; it may read, write and change permissions.
-    pub(crate) owner: u16,
+    pub owner: u16,
     /// The domain that may read.
-    pub(crate) reader: u16,
+    pub reader: u16,
 }
 
 /// Changes that happen together or not at all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Batch {
+pub struct Batch {
     /// All must hold.
-    pub(crate) guards: Vec<Guard>,
+    pub guards: Vec<Guard>,
     /// Made in this order.
-    pub(crate) changes: Vec<Change>,
+    pub changes: Vec<Change>,
 }
 
 impl Batch {
     /// Adds a node to write.
-    pub(crate) fn write(&mut self, path: impl Into<String>, value: impl ToString) -> &mut Self {
+    pub fn write(&mut self, path: impl Into<String>, value: impl std::fmt::Display) -> &mut Self {
         self.changes.push(Change::Write(path.into(), value.to_string()));
         self
     }
 
     /// Adds a directory to create.
-    pub(crate) fn mkdir(&mut self, path: impl Into<String>, permissions: Permissions) -> &mut Self {
+    pub fn mkdir(&mut self, path: impl Into<String>, permissions: Permissions) -> &mut Self {
         let path = path.into();
         self.changes.push(Change::Mkdir(path.clone()));
         self.changes.push(Change::Permit(path, permissions));
@@ -102,28 +107,28 @@ impl Batch {
     }
 
     /// Adds a tree to remove.
-    pub(crate) fn remove(&mut self, path: impl Into<String>) -> &mut Self {
+    pub fn remove(&mut self, path: impl Into<String>) -> &mut Self {
         self.changes.push(Change::Remove(path.into()));
         self
     }
 
     /// Adds something to insist on.
-    pub(crate) fn insist(&mut self, guard: Guard) -> &mut Self {
+    pub fn insist(&mut self, guard: Guard) -> &mut Self {
         self.guards.push(guard);
         self
     }
 }
 
 /// An answer that is not there yet.
-pub(crate) type Pending<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
+pub type Pending<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 
 /// What a watch calls with the path that changed. It runs in the task that drains the watch, so it
 /// must neither block nor collect: it filters the path and marks what has to be looked at again.
 /// (Guests make events at will; XSA-349.)
-pub(crate) type Sink = Arc<dyn Fn(&str) + Send + Sync>;
+pub type Sink = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// A watch; dropping it ends it.
-pub(crate) struct Watch(Option<Box<dyn FnOnce() + Send + Sync>>);
+pub struct Watch(Option<Box<dyn FnOnce() + Send + Sync>>);
 
 impl Watch {
     fn new(end: impl FnOnce() + Send + Sync + 'static) -> Self {
@@ -140,7 +145,7 @@ impl Drop for Watch {
 }
 
 /// xenstore, with paths absolute and values text. Every call ends within [`CALL_DEADLINE`].
-pub(crate) trait Store: Send + Sync {
+pub trait Store: Send + Sync {
     /// A node's value.
     fn read<'a>(&'a self, path: &'a str) -> Pending<'a, String>;
     /// Creates or overwrites a node.
@@ -161,13 +166,10 @@ pub(crate) trait Store: Send + Sync {
 }
 
 /// A node's value, or none when it is not there.
-pub(crate) async fn read_if_there(
-    store: &dyn Store,
-    path: &str,
-) -> Result<Option<String>, StoreError> {
+pub async fn read_if_there(store: &dyn Store, path: &str) -> Result<Option<String>, StoreError> {
     match store.read(path).await {
         Ok(value) => Ok(Some(value)),
-        Err(StoreError::Missing { .. }) => Ok(None),
+        Err(StoreError::Missing(_)) => Ok(None),
         Err(error) => Err(error),
     }
 }

@@ -136,7 +136,7 @@ impl Raw {
             let (Guard::Exists(path) | Guard::Absent(path) | Guard::Equals(path, _)) = guard;
             let found = match self.ask_path(Kind::Read, id, path, "read").await? {
                 Ok(value) => Some(value),
-                Err(StoreError::Missing { .. }) => None,
+                Err(StoreError::Missing(_)) => None,
                 Err(error) => return Ok(Err(error)),
             };
             let holds = match guard {
@@ -145,7 +145,7 @@ impl Raw {
                 Guard::Equals(_, wanted) => found.as_deref() == Some(wanted.as_bytes()),
             };
             if !holds {
-                return Ok(Err(StoreError::Changed { path: path.clone() }));
+                return Ok(Err(StoreError::Changed(path.clone())));
             }
         }
         for change in &batch.changes {
@@ -173,7 +173,7 @@ impl Raw {
         };
         Ok(match (self.ask(kind, id, &payload, &what).await?, change) {
             // The C xenstored says ENOENT when not even the parent is there.
-            (Err(StoreError::Missing { .. }), Change::Remove(_)) => Ok(()),
+            (Err(StoreError::Missing(_)), Change::Remove(_)) => Ok(()),
             (outcome, _) => outcome.map(drop),
         })
     }
@@ -185,7 +185,7 @@ impl Raw {
         while names.len() <= DIRECTORY_BYTES_MAX {
             let payload = wire::strings([path, &names.len().to_string()]);
             let answer = match self.ask(Kind::DirectoryPart, 0, &payload, &what).await? {
-                Err(StoreError::Missing { .. }) => return Ok(Ok(Vec::new())),
+                Err(StoreError::Missing(_)) => return Ok(Ok(Vec::new())),
                 other => agreed!(io::Result::Ok(other)),
             };
             let Some((now, part)) = wire::directory_part(&answer) else { return Err(garbled()) };
@@ -198,7 +198,7 @@ impl Raw {
             names.extend_from_slice(part);
             if part.is_empty() || wire::is_whole_list(&names) {
                 let path = path.to_owned();
-                return Ok(wire::names(&names).ok_or(StoreError::NotText { path }));
+                return Ok(wire::names(&names).ok_or(StoreError::NotText(path)));
             }
         }
         Ok(Err(StoreError::Refused { what, code: "it does not end".to_owned() }))
@@ -266,7 +266,7 @@ fn answer<T>(reply: Reply<T>, outcome: Outcome<T>) -> io::Result<()> {
             Ok(())
         }
         Err(error) => {
-            let _ = reply.send(Err(StoreError::Away { reason: error.to_string() }));
+            let _ = reply.send(Err(StoreError::Away(error.to_string())));
             Err(error)
         }
     }
@@ -276,7 +276,7 @@ fn refusal(payload: &[u8], what: &str) -> StoreError {
     match wire::text(payload) {
         Some("ENOENT") => {
             let path = what.split(' ').next_back().unwrap_or(what);
-            StoreError::Missing { path: path.to_owned() }
+            StoreError::Missing(path.to_owned())
         }
         code => {
             let code = code.unwrap_or("an answer that is no text").to_owned();
