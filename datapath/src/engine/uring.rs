@@ -130,12 +130,12 @@ impl Engine {
         if let Some(port) = unmask {
             let entry = opcode::Write::new(file, port.cast(), 4).build();
             // SAFETY: the caller's promise.
-            unsafe { self.push(&entry.flags(quiet).user_data(Tag::None.encode())) };
+            unsafe { self.push(&entry.flags(quiet).user_data(helper(tag))) };
         }
         // The descriptor is non-blocking: a read alone would answer EAGAIN at once, a poll alone
         // would cost a system call more. Linked, the kernel reads when there is something. The
         // unmasking is in the chain, so that its end means that nothing of it is left.
-        let readable = poll(channel).flags(quiet).user_data(tag_of_poll(tag));
+        let readable = poll(channel).flags(quiet).user_data(helper(tag));
         // SAFETY: names no memory.
         unsafe { self.push(&readable) };
         let read = opcode::Read::new(file, word.cast(), 64).build();
@@ -145,7 +145,7 @@ impl Engine {
 
     /// Ends a [`Engine::wait_event`]: its completion comes with an error, if none came before.
     pub fn cancel_event(&mut self, tag: Tag, done: Tag) {
-        let entry = opcode::AsyncCancel::new(tag_of_poll(tag)).build();
+        let entry = opcode::AsyncCancel::new(helper(tag)).build();
         // SAFETY: names no memory.
         unsafe { self.push(&entry.user_data(done.encode())) };
     }
@@ -163,10 +163,8 @@ impl Engine {
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
             Err(error) => return Err(error),
         }
-        completions.extend(self.ring.completion().map(|entry: cqueue::Entry| Completion {
-            tag: Tag::decode(entry.user_data()),
-            result: entry.result(),
-        }));
+        let quiet = !self.skip_success.is_empty();
+        completions.extend(self.ring.completion().filter_map(|entry| completion(&entry, quiet)));
         Ok(())
     }
 
@@ -194,7 +192,20 @@ fn poll(descriptor: BorrowedFd<'_>) -> squeue::Entry {
     opcode::PollAdd::new(types::Fd(descriptor.as_raw_fd()), readable).build()
 }
 
-/// The poll of a linked pair has a tag of its own, so that cancelling it names it alone.
-fn tag_of_poll(tag: Tag) -> u64 {
-    tag.encode() | 1 << 63
+/// Marks the operations of a chain that stand before the one whose completion is waited for.
+const HELPER: u64 = 1 << 63;
+
+fn helper(tag: Tag) -> u64 {
+    tag.encode() | HELPER
+}
+
+/// A helper's success says nothing. Its failure ends the chain: where success is skipped (`quiet`),
+/// the kernel posts no completion for the rest of the chain, so this one stands for it.
+fn completion(entry: &cqueue::Entry, quiet: bool) -> Option<Completion> {
+    let (bits, result) = (entry.user_data(), entry.result());
+    let of_helper = bits & HELPER != 0;
+    if of_helper && (result >= 0 || !quiet) {
+        return None;
+    }
+    Some(Completion { tag: Tag::decode(bits & !HELPER), result })
 }

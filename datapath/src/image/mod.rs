@@ -83,6 +83,14 @@ impl Image {
         self.info
     }
 
+    /// Assumes that direct I/O wants memory aligned to `bytes`, for devices that tell less than
+    /// they need.
+    #[must_use]
+    pub fn assume_memory_align(mut self, bytes: u32) -> Self {
+        self.info.memory_align_bytes = bytes;
+        self
+    }
+
     /// Its descriptor.
     #[must_use]
     pub fn file(&self) -> BorrowedFd<'_> {

@@ -1,0 +1,227 @@
+//! The smallest frontend: one simulated guest, one ring, requests one by one or all together.
+
+mod rig;
+
+pub use rig::Rig;
+
+use rig::Control;
+use rustix::fs::{Mode, OFlags, open};
+use std::os::fd::OwnedFd;
+use zerotap_datapath::ring::abi::{Abi, OP_INDIRECT, entry_bytes, ring_entries};
+use zerotap_datapath::ring::shared::{PAGE_BYTES, SharedMapping};
+use zerotap_datapath::xen::sim::{GRANT_BYTES, GRANT_VALID, GRANTS_MAX};
+use zerotap_rpc_schema::worker::{Answer, Ask, Counters, RingParameters, VbdId};
+
+/// Pages of a guest; page n is granted as reference n. The ring's come first.
+const GUEST_PAGES: usize = 2048;
+const DEVID: u32 = 51712;
+const PORT: u32 = 5;
+
+pub struct Front {
+    domid: u16,
+    memory: SharedMapping,
+    grants: SharedMapping,
+    to_back: OwnedFd,
+    to_front: OwnedFd,
+    abi: Abi,
+    entries: u32,
+    produced: u32,
+    seen: u32,
+    control: Control,
+}
+
+impl Front {
+    pub fn connect(rig: &Rig, abi: Abi, persistent: bool, ring_pages: u32) -> Self {
+        Self::connect_as(rig, 1, abi, persistent, ring_pages, false)
+    }
+
+    pub fn connect_second(rig: &Rig) -> Self {
+        Self::connect_as(rig, 2, Abi::X86_64, false, 1, false)
+    }
+
+    pub fn connect_read_only(rig: &Rig) -> Self {
+        Self::connect_as(rig, 1, Abi::X86_64, true, 1, true)
+    }
+
+    fn connect_as(
+        rig: &Rig,
+        domid: u16,
+        abi: Abi,
+        persistent: bool,
+        ring_pages: u32,
+        read_only: bool,
+    ) -> Self {
+        let memory = rig.shared_file(&format!("mem.{domid}"), GUEST_PAGES * PAGE_BYTES);
+        let grants = rig.shared_file(&format!("grants.{domid}"), GRANTS_MAX as usize * GRANT_BYTES);
+        for page in 0..GUEST_PAGES {
+            grants.store(page * GRANT_BYTES, GRANT_VALID);
+            grants.store(page * GRANT_BYTES + 4, u32::try_from(page).unwrap());
+        }
+        let to_back = rig.fifo(&format!("evt.{domid}.{PORT}.back"));
+        let to_front = rig.fifo(&format!("evt.{domid}.{PORT}.front"));
+        memory.store(4, 1);
+        memory.store(12, 1);
+        let mut control = rig.control();
+        let ring = RingParameters {
+            ring_refs: (0..ring_pages).collect(),
+            port: PORT,
+            protocol: abi,
+            persistent,
+        };
+        let vbd = VbdId { domid, devid: DEVID };
+        let evtchn = open(rig.directory(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        let answer = control.ask(Ask::Connect { vbd, read_only, ring }, Some(evtchn.unwrap()));
+        assert_eq!(answer, Answer::Done);
+        let entries = ring_entries(abi, ring_pages as usize);
+        Front {
+            domid,
+            memory,
+            grants,
+            to_back,
+            to_front,
+            abi,
+            entries,
+            produced: 0,
+            seen: 0,
+            control,
+        }
+    }
+
+    fn vbd(&self) -> VbdId {
+        VbdId { domid: self.domid, devid: DEVID }
+    }
+
+    pub fn fill(&self, page: u32, byte: u8) {
+        self.memory.copy_in(page as usize * PAGE_BYTES, &[byte; PAGE_BYTES]);
+    }
+
+    pub fn page(&self, page: u32) -> Vec<u8> {
+        let mut bytes = vec![0; PAGE_BYTES];
+        self.memory.copy_out(page as usize * PAGE_BYTES, &mut bytes);
+        bytes
+    }
+
+    /// One request; answers its status.
+    pub fn transfer(&mut self, operation: u8, sector: u64, segments: &[(u32, u8, u8)]) -> i16 {
+        let mut entry = self.entry(operation, sector);
+        entry[1] = segments.len() as u8;
+        let array = self.base() + 16;
+        for (n, segment) in segments.iter().enumerate() {
+            entry[array + n * 8..][..8].copy_from_slice(&encode(*segment));
+        }
+        self.produce(&entry);
+        self.answers(1)[0]
+    }
+
+    /// One indirect request, its segments in page 99.
+    pub fn indirect(&mut self, operation: u8, sector: u64, segments: &[(u32, u8, u8)]) -> i16 {
+        for (n, segment) in segments.iter().take(512).enumerate() {
+            self.memory.copy_in(99 * PAGE_BYTES + n * 8, &encode(*segment));
+        }
+        let mut entry = self.entry(OP_INDIRECT, sector);
+        entry[1] = operation;
+        entry[2..4].copy_from_slice(&(segments.len() as u16).to_le_bytes());
+        let grefs = self.base() + 20;
+        entry[grefs..grefs + 4].copy_from_slice(&99u32.to_le_bytes());
+        self.produce(&entry);
+        self.answers(1)[0]
+    }
+
+    /// Requests of one segment each, produced at once; answers their statuses in order.
+    pub fn together(&mut self, requests: &[(u8, u64, (u32, u8, u8))]) -> Vec<i16> {
+        for (n, (operation, sector, segment)) in requests.iter().enumerate() {
+            let mut entry = self.entry(*operation, *sector);
+            let (base, array) = (self.base(), self.base() + 16);
+            entry[1] = 1;
+            entry[base..base + 8].copy_from_slice(&(n as u64).to_le_bytes());
+            entry[array..array + 8].copy_from_slice(&encode(*segment));
+            self.write(&entry);
+        }
+        self.publish();
+        self.answers(requests.len())
+    }
+
+    /// Claims more requests than the ring has.
+    pub fn produce_bogus(&mut self) {
+        self.memory.store(0, self.produced + self.entries + 1);
+        rustix::io::write(&self.to_back, &[0]).unwrap();
+    }
+
+    pub fn broken(&mut self) -> bool {
+        self.stat().1
+    }
+
+    pub fn counters(&mut self) -> Counters {
+        self.stat().0
+    }
+
+    fn stat(&mut self) -> (Counters, bool) {
+        let Answer::Stat { vbds } = self.control.ask(Ask::Stat, None) else { panic!("no stat") };
+        let own = vbds.into_iter().find(|vbd| vbd.vbd == self.vbd()).expect("own counters");
+        (own.counters, own.broken)
+    }
+
+    pub fn disconnect(&mut self) {
+        let vbd = self.vbd();
+        assert_eq!(self.control.ask(Ask::Disconnect { vbd }, None), Answer::Done);
+    }
+
+    pub fn grants_in_use(&self) -> u32 {
+        (0..GRANTS_MAX as usize).map(|gref| self.grants.load(gref * GRANT_BYTES + 8)).sum()
+    }
+
+    fn base(&self) -> usize {
+        if self.abi == Abi::X86_64 { 8 } else { 4 }
+    }
+
+    fn entry(&self, operation: u8, sector: u64) -> [u8; 112] {
+        let (mut entry, base) = ([0; 112], self.base());
+        entry[0] = operation;
+        entry[base + 8..base + 16].copy_from_slice(&sector.to_le_bytes());
+        entry
+    }
+
+    fn produce(&mut self, entry: &[u8; 112]) {
+        self.write(entry);
+        self.publish();
+    }
+
+    fn write(&mut self, entry: &[u8; 112]) {
+        let slot = (self.produced & (self.entries - 1)) as usize;
+        let bytes = entry_bytes(self.abi);
+        self.memory.copy_in(64 + slot * bytes, &entry[..bytes]);
+        self.produced += 1;
+    }
+
+    fn publish(&mut self) {
+        self.memory.store(12, self.seen + 1);
+        self.memory.store(0, self.produced);
+        rustix::io::write(&self.to_back, &[0]).unwrap();
+    }
+
+    /// Waits for `count` answers; their statuses in the order of their ids.
+    fn answers(&mut self, count: usize) -> Vec<i16> {
+        let mut statuses = vec![None; count];
+        while statuses.contains(&None) {
+            if self.memory.load(8) == self.seen {
+                self.memory.store(12, self.seen + 1);
+                rig::wait_readable(&self.to_front);
+                continue;
+            }
+            let slot = (self.seen & (self.entries - 1)) as usize;
+            let offset = 64 + slot * entry_bytes(self.abi);
+            let response = self.memory.read::<12>(offset);
+            let id = u64::from_le_bytes(response[..8].try_into().unwrap());
+            assert_eq!(response[9], 0, "padding");
+            let status = i16::from_le_bytes([response[10], response[11]]);
+            assert!(statuses[id as usize].replace(status).is_none(), "answered twice");
+            self.seen += 1;
+        }
+        statuses.into_iter().flatten().collect()
+    }
+}
+
+fn encode((gref, first, last): (u32, u8, u8)) -> [u8; 8] {
+    let g = gref.to_le_bytes();
+    [g[0], g[1], g[2], g[3], first, last, 0, 0]
+}

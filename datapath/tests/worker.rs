@@ -1,0 +1,166 @@
+//! A worker in a thread, and a hand-made frontend on the simulated host: what a disk does, request by
+//! request. Whole guests, with the real processes, are the business of the workspace's `tests` crate.
+#![expect(
+    unreachable_pub,
+    clippy::cast_possible_truncation,
+    reason = "a test, with its own helpers, of small numbers"
+)]
+
+mod front;
+
+use front::{Front, Rig};
+use zerotap_datapath::ring::abi::{
+    Abi, OP_FLUSH_DISKCACHE, OP_READ, OP_WRITE, OP_WRITE_BARRIER, STATUS_EOPNOTSUPP, STATUS_ERROR,
+    STATUS_OKAY,
+};
+
+const ABIS: [Abi; 2] = [Abi::X86_64, Abi::X86_32];
+
+#[test]
+fn what_is_written_is_read_back_and_stands_in_the_file() {
+    for abi in ABIS {
+        for persistent in [false, true] {
+            let rig = Rig::new(64);
+            let mut front = Front::connect(&rig, abi, persistent, 1);
+            front.fill(20, 0xa1);
+            assert_eq!(front.transfer(OP_WRITE, 8, &[(20, 0, 7)]), STATUS_OKAY);
+            assert_eq!(front.transfer(OP_READ, 8, &[(21, 0, 7)]), STATUS_OKAY);
+            assert_eq!(front.page(21), vec![0xa1; 4096]);
+            // Parts of pages, scattered.
+            assert_eq!(front.transfer(OP_READ, 8, &[(22, 1, 1), (23, 7, 7)]), STATUS_OKAY);
+            assert_eq!(front.page(22)[512..1024], [0xa1; 512]);
+            assert_eq!(front.page(22)[..512], [0; 512], "nothing outside the segment");
+            assert_eq!(rig.image()[4096..8192], [0xa1; 4096]);
+            assert_eq!(front.transfer(OP_FLUSH_DISKCACHE, 0, &[]), STATUS_OKAY);
+            let counters = front.counters();
+            assert_eq!((counters.reads, counters.writes, counters.flushes), (2, 1, 1));
+            assert_eq!((counters.mapped_bytes, counters.copied_bytes), (4096 * 2 + 1024, 0));
+            assert_eq!(counters.persistent_pages, if persistent { 4 } else { 0 });
+            front.disconnect();
+            assert_eq!(front.grants_in_use(), 0, "all is given back");
+        }
+    }
+}
+
+#[test]
+fn indirect_requests_move_a_mebibyte() {
+    for persistent in [false, true] {
+        let rig = Rig::new(4096);
+        let mut front = Front::connect(&rig, Abi::X86_64, persistent, 1);
+        let pages: Vec<(u32, u8, u8)> = (0..256).map(|n| (100 + n, 0, 7)).collect();
+        (0..256).for_each(|n| front.fill(100 + n, n as u8));
+        assert_eq!(front.indirect(OP_WRITE, 0, &pages), STATUS_OKAY);
+        for n in 0..256 {
+            assert_eq!(rig.image()[n * 4096], n as u8);
+        }
+        let back: Vec<(u32, u8, u8)> = (0..256).map(|n| (400 + n, 0, 7)).collect();
+        assert_eq!(front.indirect(OP_READ, 0, &back), STATUS_OKAY);
+        assert_eq!(front.page(400 + 255), vec![255; 4096]);
+        assert_eq!(front.indirect(OP_READ, 0, &[(1, 0, 7); 257]), STATUS_ERROR);
+        assert_eq!(front.indirect(OP_FLUSH_DISKCACHE, 0, &pages), STATUS_ERROR);
+        front.disconnect();
+        assert_eq!(front.grants_in_use(), 0);
+    }
+}
+
+#[test]
+fn what_is_wrong_is_refused_and_spoils_nothing_else() {
+    for persistent in [false, true] {
+        let rig = Rig::new(64);
+        let mut front = Front::connect(&rig, Abi::X86_64, persistent, 1);
+        assert_eq!(front.transfer(OP_READ, 64 * 8, &[(20, 0, 7)]), STATUS_ERROR);
+        assert_eq!(front.transfer(OP_READ, u64::MAX, &[(20, 0, 7)]), STATUS_ERROR);
+        assert_eq!(front.transfer(OP_READ, 0, &[(20, 5, 4)]), STATUS_ERROR);
+        assert_eq!(front.transfer(OP_READ, 0, &[(20, 0, 8)]), STATUS_ERROR);
+        assert_eq!(front.transfer(OP_READ, 0, &[(30_000, 0, 7)]), STATUS_ERROR, "never granted");
+        assert_eq!(front.transfer(OP_READ, 0, &[(u32::MAX, 0, 7)]), STATUS_ERROR);
+        assert_eq!(front.transfer(77, 0, &[]), STATUS_EOPNOTSUPP);
+        // A bad page beside a good request of the same sweep.
+        let answers = front.together(&[
+            (OP_WRITE, 0, (20, 0, 7)),
+            (OP_WRITE, 8, (30_000, 0, 7)),
+            (OP_WRITE, 16, (21, 0, 7)),
+        ]);
+        assert_eq!(answers, [STATUS_OKAY, STATUS_ERROR, STATUS_OKAY]);
+        assert_eq!(front.counters().refused, 8);
+        front.disconnect();
+        assert_eq!(front.grants_in_use(), 0);
+    }
+}
+
+#[test]
+fn a_read_only_disk_refuses_writes() {
+    let rig = Rig::new(64);
+    let mut front = Front::connect_read_only(&rig);
+    front.fill(20, 0xee);
+    assert_eq!(front.transfer(OP_WRITE, 0, &[(20, 0, 7)]), STATUS_ERROR);
+    assert_eq!(front.transfer(OP_WRITE_BARRIER, 0, &[(20, 0, 7)]), STATUS_ERROR);
+    assert_eq!(front.transfer(OP_READ, 0, &[(21, 0, 7)]), STATUS_OKAY);
+    assert_eq!(rig.image()[..4096], [0; 4096]);
+}
+
+#[test]
+fn barriers_and_full_rings_of_every_order() {
+    for order in 0..=4 {
+        let rig = Rig::new(1024);
+        let mut front = Front::connect(&rig, Abi::X86_64, order % 2 == 0, 1 << order);
+        let entries = 32u32 << order;
+        let mut requests: Vec<(u8, u64, (u32, u8, u8))> = Vec::new();
+        for n in 0..entries {
+            front.fill(1000 + n, n as u8);
+            let operation = if n % 7 == 3 { OP_WRITE_BARRIER } else { OP_WRITE };
+            requests.push((operation, u64::from(n) * 8, (1000 + n, 0, 7)));
+        }
+        let answers = front.together(&requests);
+        assert_eq!(answers, vec![STATUS_OKAY; entries as usize]);
+        for n in 0..entries as usize {
+            assert_eq!(rig.image()[n * 4096], n as u8, "order {order}, request {n}");
+        }
+        front.disconnect();
+        assert_eq!(front.grants_in_use(), 0);
+    }
+}
+
+#[test]
+fn misaligned_memory_goes_through_the_bounce_buffers() {
+    let rig = Rig::with_memory_align(64, 4096);
+    let mut front = Front::connect(&rig, Abi::X86_64, true, 1);
+    let mut writes = Vec::new();
+    for n in 0..16u32 {
+        front.fill(20 + n, 0x10 + n as u8);
+        writes.push((OP_WRITE, u64::from(n) * 8, (20 + n, 3, 4)));
+    }
+    assert_eq!(front.together(&writes), [STATUS_OKAY; 16], "more than there are buffers");
+    assert_eq!(rig.image()[4096..4096 + 1024], [0x11; 1024]);
+    assert_eq!(front.transfer(OP_READ, 8, &[(50, 6, 7)]), STATUS_OKAY);
+    assert_eq!(front.page(50)[3072..], [0x11; 1024]);
+    let counters = front.counters();
+    assert_eq!((counters.copied_bytes, counters.mapped_bytes), (17 * 1024, 0));
+    front.disconnect();
+    assert_eq!(front.grants_in_use(), 0);
+}
+
+#[test]
+fn a_bogus_producer_breaks_its_ring_and_nothing_else() {
+    let rig = Rig::new(64);
+    let mut bad = Front::connect(&rig, Abi::X86_64, false, 1);
+    let mut good = Front::connect_second(&rig);
+    bad.produce_bogus();
+    good.fill(20, 1);
+    assert_eq!(good.transfer(OP_WRITE, 0, &[(20, 0, 7)]), STATUS_OKAY);
+    assert!(bad.broken());
+    assert!(!good.broken());
+    bad.disconnect();
+    good.disconnect();
+    assert_eq!((bad.grants_in_use(), good.grants_in_use()), (0, 0));
+}
+
+#[test]
+fn an_image_that_shrank_fails_the_request_and_not_the_worker() {
+    let rig = Rig::new(64);
+    let mut front = Front::connect(&rig, Abi::X86_64, true, 1);
+    rig.shrink_image(4096);
+    assert_eq!(front.transfer(OP_READ, 16, &[(20, 0, 7)]), STATUS_ERROR);
+    assert_eq!(front.transfer(OP_READ, 0, &[(20, 0, 7)]), STATUS_OKAY);
+    assert_eq!(front.counters().io_errors, 1);
+}
