@@ -1,10 +1,12 @@
 //! What the scenarios stand on: a simulated host, a guest that checks every byte, a harness that
 //! starts the real binaries.
 
+pub mod bare_worker;
 pub mod bench;
 pub mod blkfront;
 pub mod genuine_xenstored;
 pub mod guest;
+pub mod programs;
 pub mod simguest;
 pub mod simhost;
 pub mod workload;

@@ -8,7 +8,7 @@ use crate::xenstore::{Client, errno};
 use crate::xenstored::wire::Errno;
 use anyhow::{Context as _, ensure};
 use std::time::{Duration, Instant};
-use zerotap_datapath::ring::abi::Abi;
+use zerotap_datapath::ring::abi::{Abi, SEGMENTS_INLINE_MAX};
 
 /// How a front end wants to be.
 #[derive(Debug, Clone)]
@@ -64,7 +64,6 @@ pub struct Disk {
 }
 
 const INFO_READ_ONLY: u32 = 4;
-const SEGMENTS_INLINE_MAX: usize = 11;
 
 /// Waits until the toolstack has made the device; answers the back end's directory.
 pub(super) fn backend_dir(xenstore: &mut Client, dir: &str) -> anyhow::Result<String> {

@@ -16,6 +16,7 @@ use progress::{ABANDON, NONE, RECONNECT_ABRUPT, RECONNECT_ORDERLY, STOP};
 use random::Random;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+use zerotap_datapath::ring::abi::SEGMENTS_INLINE_MAX;
 
 /// How long nothing may be answered before the back end counts as stuck.
 pub const STALL_SECONDS_MAX: u64 = 60;
@@ -193,8 +194,11 @@ impl Workload<'_> {
         };
         let sectors = (units * unit).min(limit / unit * unit);
         let unit8 = u8::try_from(unit)?;
+        // Only reads and writes can have more segments than a ring entry holds.
+        let indirect = matches!(op, Op::Read | Op::Write);
+        let pieces_max = if indirect { disk.segments_max } else { SEGMENTS_INLINE_MAX };
         let (domain, random) = (self.front.domain(), &mut self.random);
-        let pieces = pages::lay_out(domain, random, sectors, unit8, disk.segments_max)?;
+        let pieces = pages::lay_out(domain, random, sectors, unit8, pieces_max)?;
         let mut io = Io { op, sector: 0, pieces };
         for _ in 0..PLACES_MAX {
             io.sector = self.random.below((limit - io.sectors()) / unit + 1) * unit;

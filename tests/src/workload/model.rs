@@ -4,7 +4,10 @@
 //! bytes that follow from these: a sector out of place, stale, torn or mixed shows.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufReader, Read as _};
 use std::ops::Range;
+use std::path::Path;
 
 /// Bytes of a sector.
 pub const SECTOR_BYTES: usize = 512;
@@ -137,11 +140,12 @@ impl Model {
         *found == expected
     }
 
-    /// Judges a whole image, read from `image`.
+    /// Judges a whole raw image.
     ///
     /// # Errors
     /// When the image is short, or a sector is wrong.
-    pub fn check_image(&mut self, image: &mut impl std::io::Read) -> anyhow::Result<()> {
+    pub fn check_image(&mut self, image: &Path) -> anyhow::Result<()> {
+        let mut image = BufReader::with_capacity(1 << 20, File::open(image)?);
         let mut found = [0; SECTOR_BYTES];
         for sector in 0..self.sectors() {
             image.read_exact(&mut found)?;

@@ -1,0 +1,342 @@
+//! A datapath worker without a daemon: this plays the daemon's part towards the worker, and just
+//! enough of a back end's towards xenstore that a front end connects.
+//!
+//! For tests of the worker alone: its control protocol, its rings, its behaviour when it dies.
+
+use crate::blkfront::state;
+use crate::programs::program;
+use crate::simhost::SimHost;
+use crate::xenstore::Client;
+use anyhow::{Context as _, bail, ensure};
+use command_fds::{CommandFdExt as _, FdMapping};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead as _, BufReader, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use zerotap_rpc_schema::worker::{
+    Abi, Answer, Ask, ImageInfo, PROTOCOL, Reply, Request, RingParameters, VbdCounters, VbdId,
+};
+
+/// How long the worker may take to answer.
+const ANSWER_SECONDS_MAX: u64 = 30;
+/// The first descriptor that the worker inherits beside the standard three.
+const FIRST_FD: i32 = 3;
+
+/// A worker process.
+#[derive(Debug)]
+pub struct BareWorker {
+    child: Child,
+    socket: PathBuf,
+    sim_dir: PathBuf,
+}
+
+impl BareWorker {
+    /// Starts a worker for `image`; its socket is made in `dir`.
+    ///
+    /// # Errors
+    /// When the program is not built, or the image is not for direct I/O.
+    pub fn start(
+        host: &SimHost,
+        dir: &Path,
+        image: &Path,
+        read_only: bool,
+    ) -> anyhow::Result<BareWorker> {
+        let socket = dir.join("worker.sock");
+        let _ = std::fs::remove_file(&socket);
+        let listener = UnixListener::bind(&socket)?;
+        let direct = rustix::fs::OFlags::DIRECT.bits().cast_signed();
+        let image = OpenOptions::new()
+            .read(true)
+            .write(!read_only)
+            .custom_flags(direct)
+            .open(image)
+            .with_context(|| format!("open {} for direct I/O", image.display()))?;
+        let given: [OwnedFd; 3] = [listener.into(), image.into(), File::open(host.dir())?.into()];
+        let mut command = Command::new(program("zerotap-datapath")?);
+        command.args(["--id", "bare", "--host", "sim"]).stdin(Stdio::null());
+        if read_only {
+            command.arg("--read-only");
+        }
+        let names = ["--listener-fd", "--image-fd", "--gntdev-fd"];
+        let mut mappings = Vec::new();
+        for ((name, parent_fd), child_fd) in names.into_iter().zip(given).zip(FIRST_FD..) {
+            command.args([name, &child_fd.to_string()]);
+            mappings.push(FdMapping { parent_fd, child_fd });
+        }
+        command.fd_mappings(mappings)?;
+        let child = command.spawn().context("start zerotap-datapath")?;
+        Ok(BareWorker { child, socket, sim_dir: host.dir().to_owned() })
+    }
+
+    /// A new control connection, greeted.
+    ///
+    /// # Errors
+    /// When the worker does not answer.
+    pub fn control(&self) -> anyhow::Result<Control> {
+        let mut control = Control::connect(&self.socket)?;
+        match control.ask(Ask::Hello { protocol: PROTOCOL })? {
+            Answer::Hello { image, .. } => control.image = Some(image),
+            other => bail!("{other:?} instead of a hello"),
+        }
+        Ok(control)
+    }
+
+    /// The worker's socket.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Connects a ring in the worker.
+    ///
+    /// # Errors
+    /// What the worker answers.
+    pub fn connect(
+        &self,
+        control: &mut Control,
+        vbd: VbdId,
+        ring: RingParameters,
+        read_only: bool,
+    ) -> anyhow::Result<()> {
+        let events = File::open(&self.sim_dir)?;
+        let ask = Ask::Connect { vbd, read_only, ring };
+        match control.ask_with(ask, Some(events.as_fd()))? {
+            Answer::Done => Ok(()),
+            other => bail!("{other:?}"),
+        }
+    }
+
+    /// Kills it at once.
+    ///
+    /// # Errors
+    /// When it cannot be waited for.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        self.child.kill()?;
+        self.child.wait().context("wait for the worker")?;
+        Ok(())
+    }
+
+    /// Waits until it has ended by itself; true when it says that all is well.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn wait(&mut self) -> anyhow::Result<bool> {
+        let deadline = Instant::now() + Duration::from_secs(ANSWER_SECONDS_MAX);
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status.success());
+            }
+            ensure!(Instant::now() < deadline, "the worker does not end");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+impl Drop for BareWorker {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.kill();
+    }
+}
+
+/// A control connection to a worker.
+#[derive(Debug)]
+pub struct Control {
+    reader: BufReader<UnixStream>,
+    last_id: u64,
+    image: Option<ImageInfo>,
+}
+
+impl Control {
+    /// Connects and says nothing.
+    ///
+    /// # Errors
+    /// When nobody listens.
+    pub fn connect(socket: &Path) -> anyhow::Result<Control> {
+        let stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(Duration::from_secs(ANSWER_SECONDS_MAX)))?;
+        Ok(Control { reader: BufReader::new(stream), last_id: 0, image: None })
+    }
+
+    /// What the worker said of its image.
+    #[must_use]
+    pub fn image(&self) -> Option<ImageInfo> {
+        self.image
+    }
+
+    /// Asks and waits for the answer.
+    ///
+    /// # Errors
+    /// When the worker hangs up or does not answer in time.
+    pub fn ask(&mut self, ask: Ask) -> anyhow::Result<Answer> {
+        self.ask_with(ask, None)
+    }
+
+    /// Asks with a descriptor.
+    ///
+    /// # Errors
+    /// As [`Control::ask`].
+    pub fn ask_with(&mut self, ask: Ask, fd: Option<BorrowedFd<'_>>) -> anyhow::Result<Answer> {
+        self.last_id += 1;
+        let mut line = serde_json::to_vec(&Request { id: self.last_id, ask })?;
+        line.push(b'\n');
+        self.send(&line, fd)?;
+        let reply = self.answer()?.context("the worker hung up")?;
+        ensure!(reply.id == self.last_id, "answer {} to request {}", reply.id, self.last_id);
+        Ok(reply.answer)
+    }
+
+    /// Sends bytes as they are.
+    ///
+    /// # Errors
+    /// When the worker hung up.
+    pub fn send(&self, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> anyhow::Result<()> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        let fds: Vec<BorrowedFd<'_>> = fd.into_iter().collect();
+        if !fds.is_empty() {
+            ensure!(ancillary.push(SendAncillaryMessage::ScmRights(&fds)), "no room");
+        }
+        let slices = [IoSlice::new(bytes)];
+        let sent = sendmsg(self.reader.get_ref(), &slices, &mut ancillary, SendFlags::NOSIGNAL)?;
+        ensure!(sent == bytes.len(), "sent {sent} of {} bytes", bytes.len());
+        Ok(())
+    }
+
+    /// The next answer; none when the worker hung up.
+    ///
+    /// # Errors
+    /// When none comes in time, or it cannot be read.
+    pub fn answer(&mut self) -> anyhow::Result<Option<Reply>> {
+        let mut line = String::new();
+        match self.reader.read_line(&mut line) {
+            Ok(0) => Ok(None),
+            Ok(_) => Ok(Some(serde_json::from_str(&line)?)),
+            Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => Ok(None),
+            Err(e) => Err(e).context("the worker's answer"),
+        }
+    }
+
+    /// The counters of one VBD.
+    ///
+    /// # Errors
+    /// When the worker knows no such VBD.
+    pub fn counters(&mut self, vbd: VbdId) -> anyhow::Result<VbdCounters> {
+        match self.ask(Ask::Stat)? {
+            Answer::Stat { vbds } => {
+                vbds.into_iter().find(|it| it.vbd == vbd).context("the worker knows no such VBD")
+            }
+            other => bail!("{other:?} instead of counters"),
+        }
+    }
+}
+
+/// A back end's part in xenstore, played by hand.
+#[derive(Debug)]
+pub struct HandBackend {
+    dom0: Client,
+    frontend: String,
+    backend: String,
+}
+
+impl HandBackend {
+    /// Makes both directories as a toolstack does, and offers `image` as a back end does: state 2.
+    ///
+    /// # Errors
+    /// When xenstored refuses.
+    pub fn offer(host: &SimHost, vbd: VbdId, image: &ImageInfo) -> anyhow::Result<HandBackend> {
+        let (domid, devid) = (vbd.domid, vbd.devid);
+        let frontend = format!("/local/domain/{domid}/device/vbd/{devid}");
+        let backend = format!("/local/domain/0/backend/zerotap/{domid}/{devid}");
+        let mut dom0 = host.toolstack()?;
+        dom0.mkdir(&backend)?;
+        dom0.set_perms(&backend, &["n0", &format!("r{domid}")])?;
+        let info = 0;
+        let offers = [
+            ("max-ring-page-order", 4),
+            ("feature-max-indirect-segments", 256),
+            ("feature-persistent", 1),
+            ("feature-flush-cache", 1),
+            ("feature-barrier", 1),
+            ("info", info),
+            ("sectors", image.sectors),
+            ("sector-size", u64::from(image.sector_bytes)),
+            ("physical-sector-size", u64::from(image.physical_sector_bytes)),
+            ("state", u64::from(state::INIT_WAIT)),
+        ];
+        for (key, value) in offers {
+            dom0.write(&format!("{backend}/{key}"), value)?;
+        }
+        dom0.mkdir(&frontend)?;
+        dom0.set_perms(&frontend, &[&format!("n{domid}"), "r0"])?;
+        dom0.write(&format!("{frontend}/backend"), &backend)?;
+        dom0.write(&format!("{frontend}/backend-id"), 0)?;
+        dom0.watch(&format!("{frontend}/state"), "front")?;
+        dom0.write(&format!("{frontend}/state"), state::INITIALISING)?;
+        Ok(HandBackend { dom0, frontend, backend })
+    }
+
+    /// Waits for the front end's state.
+    ///
+    /// # Errors
+    /// When it does not come.
+    pub fn wait_front(&mut self, wanted: u32) -> anyhow::Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(ANSWER_SECONDS_MAX);
+        while self.dom0.read(&format!("{}/state", self.frontend))? != wanted.to_string() {
+            let event = self.dom0.event(deadline)?;
+            event.with_context(|| format!("the front end does not reach state {wanted}"))?;
+        }
+        Ok(())
+    }
+
+    /// What the front end published.
+    ///
+    /// # Errors
+    /// When it published nothing sensible.
+    pub fn ring(&mut self) -> anyhow::Result<RingParameters> {
+        let dir = self.frontend.clone();
+        let mut read = |key: &str| self.dom0.read_optional(&format!("{dir}/{key}"));
+        let ring_refs = match read("ring-page-order")? {
+            None => vec![read("ring-ref")?.context("no ring-ref")?.parse()?],
+            Some(order) => {
+                let count = 1u32 << order.parse::<u32>()?;
+                let gref = |n| -> anyhow::Result<u32> {
+                    Ok(read(&format!("ring-ref{n}"))?.context("no ring-ref")?.parse()?)
+                };
+                (0..count).map(gref).collect::<anyhow::Result<_>>()?
+            }
+        };
+        let mut read = |key: &str| self.dom0.read(&format!("{dir}/{key}"));
+        let protocol = match read("protocol")?.as_str() {
+            "x86_64-abi" => Abi::X86_64,
+            _ => Abi::X86_32,
+        };
+        let persistent = read("feature-persistent")? == "1";
+        Ok(RingParameters {
+            ring_refs,
+            port: read("event-channel")?.parse()?,
+            protocol,
+            persistent,
+        })
+    }
+
+    /// Writes the back end's state.
+    ///
+    /// # Errors
+    /// When xenstored refuses.
+    pub fn set_state(&mut self, state: u32) -> anyhow::Result<()> {
+        self.dom0.write(&format!("{}/state", self.backend), state)
+    }
+}

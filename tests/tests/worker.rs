@@ -1,0 +1,73 @@
+//! The datapath worker alone, with the daemon's part played by the test.
+
+use anyhow::Context as _;
+use std::time::Duration;
+use zerotap_rpc_schema::worker::{Abi, Answer, Ask, VbdId};
+use zerotap_tests::bare_worker::{BareWorker, HandBackend};
+use zerotap_tests::blkfront::{Options, state};
+use zerotap_tests::simguest::{Ended, Expect, Guest, Running};
+use zerotap_tests::simhost::SimHost;
+use zerotap_tests::workload::Plan;
+
+const DOMID: u16 = 7;
+const VBD: VbdId = VbdId { domid: DOMID, devid: 51712 };
+const DISK_BYTES: u64 = 16 << 20;
+
+/// Runs a guest's workload against a worker, from first offer to last page given back.
+fn run(options: Options, plan: Plan) -> anyhow::Result<Ended> {
+    let dir = tempfile::tempdir()?;
+    let shm = tempfile::tempdir_in("/dev/shm")?;
+    let host = SimHost::start(shm.path())?;
+    let image = dir.path().join("image");
+    std::fs::File::create(&image)?.set_len(DISK_BYTES)?;
+    let mut worker = BareWorker::start(&host, dir.path(), &image, false)?;
+    let mut control = worker.control()?;
+
+    let guest = Guest { options, plan, ..Guest::new(DOMID) };
+    let running = Running::start(host.dir(), guest, Expect::Fresh)?;
+    let info = control.image().context("the hello tells of the image")?;
+    assert_eq!(info.sectors, DISK_BYTES / 512);
+    let mut backend = HandBackend::offer(&host, VBD, &info)?;
+    backend.wait_front(state::INITIALISED)?;
+    let ring = backend.ring()?;
+    worker.connect(&mut control, VBD, ring, false)?;
+    backend.set_state(state::CONNECTED)?;
+
+    backend.wait_front(state::CLOSING)?;
+    let counters = control.counters(VBD)?;
+    backend.set_state(state::CLOSING)?;
+    backend.wait_front(state::CLOSED)?;
+    assert_eq!(control.ask(Ask::Disconnect { vbd: VBD })?, Answer::Done);
+    backend.set_state(state::CLOSED)?;
+    let mut ended = running.join()?;
+
+    assert_eq!(counters.counters.copied_bytes, 0, "no byte is copied");
+    assert_eq!(counters.counters.read_bytes, ended.report.read_bytes);
+    assert_eq!(counters.counters.write_bytes, ended.report.write_bytes);
+    assert_eq!(control.ask(Ask::Shutdown)?, Answer::Done);
+    assert!(worker.wait()?, "the worker's exit status");
+    ended.model.check_image(&image)?;
+    Ok(ended)
+}
+
+#[test]
+fn a_workload_is_served_with_every_ring() {
+    for ring_order in 0..=4 {
+        for abi in [Abi::X86_64, Abi::X86_32] {
+            for (persistent, segments_max) in [(true, 11), (true, 256), (false, 11), (false, 256)] {
+                let options =
+                    Options { ring_order, abi, persistent, segments_max, ..Options::default() };
+                let plan = Plan {
+                    seed: u64::from(ring_order),
+                    depth: 64,
+                    bytes_max: if segments_max > 11 { 1 << 20 } else { 64 << 10 },
+                    requests_max: 300,
+                    time_max: Duration::from_secs(60),
+                    ..Plan::default()
+                };
+                let ended = run(options.clone(), plan).with_context(|| format!("{options:?}"));
+                assert!(ended.unwrap().report.requests >= 300);
+            }
+        }
+    }
+}
