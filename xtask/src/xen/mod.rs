@@ -12,6 +12,7 @@ use clap::ValueEnum;
 mod cpio;
 mod debian;
 mod outcome;
+mod programs;
 mod qemu;
 pub(crate) mod scenario;
 mod trees;

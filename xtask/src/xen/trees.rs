@@ -1,19 +1,14 @@
 //! What the two initramfs hold: the guest's, and dom0's with the guest's inside.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use super::cpio::Tree;
 use super::debian::Debian;
+use super::programs::{LIBRARY_DIR, Programs};
 use super::{Backend, Boot};
-use crate::{packages, process, workspace};
-
-const LIBRARY_DIR: &str = "usr/lib/x86_64-linux-gnu";
-const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
+use crate::{packages, workspace};
 
 /// In the order in which they must be loaded; ext4's dependencies before ext4.
 const EXT4_MODULES: &[&str] = &["crc16", "crc32c_generic", "libcrc32c", "mbcache", "jbd2", "ext4"];
@@ -49,16 +44,18 @@ const DOM0_XEN_PROGRAMS: &[&str] = &[
 /// Writes both archives into `work` and returns nothing more: `guest.cpio` and `dom0.cpio`.
 pub(crate) fn pack(boot: &Boot, debian: &Debian, work: &Path) -> Result<()> {
     let guest_archive = work.join("guest.cpio");
-    guest(boot, debian)?.pack(&guest_archive)?;
-    let mut dom0 = dom0(boot, debian)?;
+    let programs = Programs { debian, work };
+    guest(boot, &programs)?.pack(&guest_archive)?;
+    let mut dom0 = dom0(boot, &programs)?;
     dom0.copy("root/guest.cpio", &guest_archive, 0o644);
     dom0.pack(&work.join("dom0.cpio"))
 }
 
-fn guest(boot: &Boot, debian: &Debian) -> Result<Tree> {
-    let mut tree = base(debian)?;
+fn guest(boot: &Boot, programs: &Programs) -> Result<Tree> {
+    let mut tree = base(programs)?;
+    let debian = programs.debian;
     for name in GUEST_XEN_PROGRAMS {
-        program(&mut tree, debian, &debian.file(&format!("usr/bin/{name}")))?;
+        programs.put(&mut tree, &debian.file(&format!("usr/bin/{name}")))?;
     }
     let modules = [EXT4_MODULES, GUEST_MODULES].concat();
     for name in &modules {
@@ -71,13 +68,14 @@ fn guest(boot: &Boot, debian: &Debian) -> Result<Tree> {
     Ok(tree)
 }
 
-fn dom0(boot: &Boot, debian: &Debian) -> Result<Tree> {
-    let mut tree = base(debian)?;
+fn dom0(boot: &Boot, programs: &Programs) -> Result<Tree> {
+    let mut tree = base(programs)?;
+    let debian = programs.debian;
     for name in DOM0_XENSTORE_PROGRAMS {
-        program(&mut tree, debian, &debian.file(&format!("usr/bin/{name}")))?;
+        programs.put(&mut tree, &debian.file(&format!("usr/bin/{name}")))?;
     }
     for name in DOM0_XEN_PROGRAMS {
-        program(&mut tree, debian, &debian.file(&format!("usr/lib/xen-4.17/bin/{name}")))?;
+        programs.put(&mut tree, &debian.file(&format!("usr/lib/xen-4.17/bin/{name}")))?;
     }
     // libxl looks for its helpers where the package has them.
     tree.link("usr/lib/xen-4.17/bin", "/bin");
@@ -96,25 +94,29 @@ fn dom0(boot: &Boot, debian: &Debian) -> Result<Tree> {
         tree.directory(directory);
     }
     tree.copy("root/vmlinuz", &debian.kernel()?, 0o644);
-    tree.text("etc/boot.sh", boot_settings(boot));
-    tree.script("init", include_str!("../../xen/dom0/init.sh"));
-    tree.text("lib/guest.sh", include_str!("../../xen/dom0/guest.sh"));
-    tree.text("lib/xenbus.sh", include_str!("../../xen/dom0/xenbus.sh"));
-    tree.text("lib/ramdisk.sh", include_str!("../../xen/dom0/ramdisk.sh"));
-    tree.text("script.sh", boot.dom0_script.clone());
-    match boot.backend {
-        Backend::Blkback => {
-            tree.text("lib/disk.sh", include_str!("../../xen/dom0/disk-blkback.sh"));
-        }
-        Backend::Zerotap => {
-            tree.text("lib/disk.sh", include_str!("../../xen/dom0/disk-zerotap.sh"));
-            tree.text("etc/zerotap.toml", "");
-            for name in ["zerotap", "zerotap-datapath"] {
-                tree.copy(&format!("bin/{name}"), &workspace::static_dir().join(name), 0o755);
-            }
+    scripts(boot, &mut tree);
+    if boot.backend == Backend::Zerotap {
+        tree.text("etc/zerotap.toml", "");
+        for name in ["zerotap", "zerotap-datapath"] {
+            tree.copy(&format!("bin/{name}"), &workspace::static_dir().join(name), 0o755);
         }
     }
     Ok(tree)
+}
+
+/// dom0's init, the functions that a scenario may call, and the scenario.
+fn scripts(boot: &Boot, tree: &mut Tree) {
+    tree.script("init", include_str!("../../xen/dom0/init.sh"));
+    tree.text("etc/boot.sh", boot_settings(boot));
+    tree.text("lib/guest.sh", include_str!("../../xen/dom0/guest.sh"));
+    tree.text("lib/xenbus.sh", include_str!("../../xen/dom0/xenbus.sh"));
+    tree.text("lib/ramdisk.sh", include_str!("../../xen/dom0/ramdisk.sh"));
+    let disk = match boot.backend {
+        Backend::Blkback => include_str!("../../xen/dom0/disk-blkback.sh"),
+        Backend::Zerotap => include_str!("../../xen/dom0/disk-zerotap.sh"),
+    };
+    tree.text("lib/disk.sh", disk);
+    tree.text("script.sh", boot.dom0_script.clone());
 }
 
 /// What dom0's init and library must know of this boot, as shell assignments.
@@ -127,16 +129,16 @@ fn boot_settings(boot: &Boot) -> String {
     )
 }
 
-fn base(debian: &Debian) -> Result<Tree> {
+fn base(programs: &Programs) -> Result<Tree> {
     let mut tree = Tree::default();
     for directory in ["dev", "mnt", "proc", "root", "run", "sys", "tmp", "var", "mod"] {
         tree.directory(directory);
     }
     tree.link("var/run", "/run");
-    tree.copy("bin/busybox", &debian.file("bin/busybox"), 0o755);
+    tree.copy("bin/busybox", &programs.debian.file("bin/busybox"), 0o755);
     for name in HOST_PROGRAMS {
         let path = packages::find_program(name).with_context(|| format!("no {name} here"))?;
-        program(&mut tree, debian, &path)?;
+        programs.put(&mut tree, &path)?;
     }
     tree.link("bin/mkfs.ext4", "mke2fs");
     Ok(tree)
@@ -144,25 +146,5 @@ fn base(debian: &Debian) -> Result<Tree> {
 
 fn module(tree: &mut Tree, debian: &Debian, name: &str) -> Result<()> {
     tree.copy(&format!("mod/{name}.ko"), &debian.module(name)?, 0o644);
-    Ok(())
-}
-
-/// A dynamic program, the loader, and the libraries that the loader would find for it here.
-fn program(tree: &mut Tree, debian: &Debian, file: &Path) -> Result<()> {
-    let name = file.file_name().with_context(|| format!("{file:?} names no program"))?;
-    let mode = fs::metadata(file).with_context(|| format!("no program {file:?}"))?;
-    tree.copy(&format!("bin/{}", name.to_string_lossy()), file, mode.permissions().mode() & 0o777);
-    tree.copy(LOADER.trim_start_matches('/'), Path::new(LOADER), 0o755);
-    let listing =
-        process::output(Command::new("ldd").arg(file).env("LD_LIBRARY_PATH", debian.libraries()))?;
-    for line in listing.lines() {
-        // "\tname => path (address)"; the loader and the vdso have no arrow.
-        let Some((library, found)) = line.trim().split_once(" => ") else { continue };
-        let path = found.split_whitespace().next().unwrap_or_default();
-        if !path.starts_with('/') {
-            bail!("{file:?} needs {library}, which neither this machine nor Xen's packages have");
-        }
-        tree.copy(&format!("{LIBRARY_DIR}/{library}"), Path::new(path), 0o755);
-    }
     Ok(())
 }

@@ -42,21 +42,18 @@ disk_data() { find /srv -type f -name "*$(cat "/run/disk/$1")*" -size +100k; }
 
 # disk_plug DOMID DEVICE SIZE [r|w]: gives the domain a disk; with the same DEVICE again the same data.
 disk_plug() {
-  local vdi options=
+  local vdi use="--domid $1 --device $2" mode=
   sr_uuid >/dev/null && vdi=$(vdi_uuid "$2" "$3") || return 1
-  [ "${4:-w}" = r ] && options=--read-only
-  zerotap vdi attach --vdi "$vdi" --dp "vbd/$1/$2" --domid "$1" $options &&
-    zerotap vdi activate --vdi "$vdi" --dp "vbd/$1/$2" --domid "$1" &&
-    zerotap vbd plug --domid "$1" --device "$2" --vdi "$vdi" $options
+  [ "${4:-w}" = w ] || mode=--read-only
+  zerotap vdi attach $vdi $use $mode && zerotap vdi activate $vdi $use $mode &&
+    zerotap vbd plug $use --vdi $vdi $mode
 }
 
 # disk_unplug DOMID DEVICE [--force]: takes it away again; its data stays.
 disk_unplug() {
-  local vdi
+  local vdi use="--domid $1 --device $2"
   vdi=$(cat "/run/disk/$2")
-  zerotap vbd unplug --domid "$1" --device "$2" $3 &&
-    zerotap vdi deactivate --vdi "$vdi" --dp "vbd/$1/$2" --domid "$1" &&
-    zerotap vdi detach --vdi "$vdi" --dp "vbd/$1/$2" --domid "$1"
+  zerotap vbd unplug $use $3 && zerotap vdi deactivate $vdi $use && zerotap vdi detach $vdi $use
 }
 
 # disk_show DOMID DEVICE: what is known about it.

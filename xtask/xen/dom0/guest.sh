@@ -57,8 +57,8 @@ guest_wait() {
 # What guest and dom0 tell each other, under the one xenstore directory that both may write.
 guest_note() { echo "/local/domain/$(guest_domid)/data/$1"; }
 
-# guest_tell WORD: lets the guest's `await WORD` go on.
-guest_tell() { xenstore-write "$(guest_note "to-guest/$1")" 1; }
+# guest_tell WORD [VALUE]: lets the guest's `await WORD` go on.
+guest_tell() { xenstore-write "$(guest_note "to-guest/$1")" "${2:-1}"; }
 
 # guest_await WORD SECONDS: until the guest says `tell WORD`; fails when it never does.
 guest_await() {

@@ -22,8 +22,9 @@ shared_dir() {
   xenstore-chmod "$1" "n$2" "r$3"
 }
 
-# xenbus_plug DOMID DEVICE MODE KEY VALUE...: both directories, each made live by its state, which comes
-# last; the front end's first, as some back ends take one without it for an unplugged device.
+# xenbus_plug DOMID DEVICE MODE KEY VALUE...: both directories, each made live by its state. The front
+# end's comes when the back end's directory is there: a running guest looks at once, and gives up on a
+# device without another end. The back end's comes last: some take a device without a front end for gone.
 xenbus_plug() {
   local domid=$1 device=$2 mode=$3 front back
   shift 3
@@ -31,12 +32,13 @@ xenbus_plug() {
   back=$(backend_dir "$domid" "$device")
   shared_dir "${front%/*}" "$domid" 0
   shared_dir "${back%/*}" 0 "$domid"
-  xenstore-write "$front/backend" "$back" "$front/backend-id" 0 \
-    "$front/virtual-device" "$(device_number "$device")" "$front/device-type" disk "$front/state" 1
   while [ $# -gt 0 ]; do xenstore-write "$back/$1" "$2"; shift 2; done
   xenstore-write "$back/frontend" "$front" "$back/frontend-id" "$domid" "$back/online" 1 \
     "$back/removable" 0 "$back/bootable" 1 "$back/dev" "$device" "$back/type" phy \
-    "$back/mode" "$mode" "$back/device-type" disk "$back/state" 1
+    "$back/mode" "$mode" "$back/device-type" disk
+  xenstore-write "$front/backend" "$back" "$front/backend-id" 0 \
+    "$front/virtual-device" "$(device_number "$device")" "$front/device-type" disk "$front/state" 1
+  xenstore-write "$back/state" 1
 }
 
 # xenbus_unplug DOMID DEVICE: asks the guest to let go, waits for it, and removes both directories.

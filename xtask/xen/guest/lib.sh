@@ -17,10 +17,10 @@ within() {
   done
 }
 
-# tell WORD, await WORD [SECONDS]: the other end of dom0's guest_await and guest_tell. A domain may
-# write below `data`, and a relative path starts at the domain's own directory.
+# tell WORD, await WORD [SECONDS]: the other end of dom0's guest_await and guest_tell; await prints what
+# dom0 told. A domain may write below `data`, and a relative path starts at the domain's own directory.
 tell() { xenstore-write "data/from-guest-$1" 1; }
-await() { within "${2:-60}" xenstore-read "data/to-guest/$1"; }
+await() { within "${2:-60}" xenstore-read "data/to-guest/$1" && xenstore-read "data/to-guest/$1"; }
 
 # step WORDS...: says in the console what the scenario does now.
 step() { echo "$(cut -d. -f1 /proc/uptime) s: $*"; }
