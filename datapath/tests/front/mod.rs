@@ -70,7 +70,7 @@ impl Front {
         };
         let vbd = VbdId { domid, devid: DEVID };
         let evtchn = open(rig.directory(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-        let answer = control.ask(Ask::Connect { vbd, read_only, ring }, Some(evtchn.unwrap()));
+        let answer = control.ask(Ask::Connect { vbd, read_only, ring }, Some(&evtchn.unwrap()));
         assert_eq!(answer, Answer::Done);
         let entries = ring_entries(abi, ring_pages as usize);
         Front {

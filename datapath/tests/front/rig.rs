@@ -117,13 +117,13 @@ impl Control {
         control
     }
 
-    pub fn ask(&mut self, ask: Ask, descriptor: Option<OwnedFd>) -> Answer {
+    pub fn ask(&mut self, ask: Ask, descriptor: Option<&OwnedFd>) -> Answer {
         self.next += 1;
         let mut line = serde_json::to_vec(&Request { id: self.next, ask }).unwrap();
         line.push(b'\n');
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        let descriptors = descriptor.as_ref().map(AsFd::as_fd);
+        let descriptors = descriptor.map(AsFd::as_fd);
         assert!(ancillary.push(SendAncillaryMessage::ScmRights(descriptors.as_slice())));
         let slices = [IoSlice::new(&line)];
         sendmsg(self.lines.get_ref(), &slices, &mut ancillary, SendFlags::empty()).unwrap();
