@@ -6,6 +6,7 @@ pub mod bench;
 pub mod blkfront;
 pub mod genuine_xenstored;
 pub mod guest;
+pub mod harness;
 pub mod programs;
 pub mod simguest;
 pub mod simhost;

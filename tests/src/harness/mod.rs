@@ -1,0 +1,261 @@
+//! A host with a real daemon on it: `zerotap serve` over the simulated host, in directories of its
+//! own. Everything that a scenario starts ends with it.
+
+pub mod disk;
+pub mod http;
+mod processes;
+pub mod rpc;
+
+pub use disk::{Disk, Vdi};
+pub use rpc::{Rpc, RpcError};
+
+use crate::programs::program;
+use crate::simhost::SimHost;
+use anyhow::{Context as _, ensure};
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// How long the daemon may take to serve after its start.
+const START_SECONDS_MAX: u64 = 20;
+/// How long it may take to end after SIGTERM.
+const STOP_SECONDS_MAX: u64 = 20;
+/// How long [`eventually`] waits.
+pub const EVENTUALLY_SECONDS_MAX: u64 = 30;
+
+/// A host, its daemon, its directories.
+#[derive(Debug)]
+pub struct Host {
+    daemon: Option<Child>,
+    sim: SimHost,
+    config: PathBuf,
+    /// On a disk, for images.
+    data: TempDir,
+    /// In memory, for guests.
+    _memory: TempDir,
+}
+
+impl Host {
+    /// A host whose daemon is up.
+    ///
+    /// # Errors
+    /// When something does not start.
+    pub fn start() -> anyhow::Result<Host> {
+        Host::start_with("")
+    }
+
+    /// The same, with further lines in the daemon's configuration.
+    ///
+    /// # Errors
+    /// When something does not start.
+    pub fn start_with(lines: &str) -> anyhow::Result<Host> {
+        let (data, memory) = (tempfile::tempdir()?, tempfile::tempdir_in("/dev/shm")?);
+        require_direct_io(data.path())?;
+        let sim = SimHost::start(memory.path())?;
+        let config = data.path().join("zerotap.toml");
+        let mut host = Host { daemon: None, sim, config, data, _memory: memory };
+        host.write_boot_id("first")?;
+        let boot_id = host.data.path().join("boot_id");
+        let mut text = String::new();
+        writeln!(
+            text,
+            "boot_id_file = {:?}\nlog = \"debug\"\n{lines}",
+            boot_id.display().to_string()
+        )?;
+        std::fs::write(&host.config, text)?;
+        host.start_daemon()?;
+        Ok(host)
+    }
+
+    /// The simulated host under it.
+    #[must_use]
+    pub fn sim(&self) -> &SimHost {
+        &self.sim
+    }
+
+    /// A directory on a disk.
+    #[must_use]
+    pub fn data(&self) -> &Path {
+        self.data.path()
+    }
+
+    /// The daemon's run directory.
+    #[must_use]
+    pub fn run_dir(&self) -> PathBuf {
+        self.data.path().join("run")
+    }
+
+    /// The daemon's RPC.
+    #[must_use]
+    pub fn rpc(&self) -> Rpc {
+        Rpc::new(&self.run_dir().join("rpc.sock"))
+    }
+
+    /// The daemon's process.
+    #[must_use]
+    pub fn daemon_pid(&self) -> Option<u32> {
+        self.daemon.as_ref().map(Child::id)
+    }
+
+    /// Plays a reboot: the daemon finds another boot id when it starts next.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_boot_id(&self, name: &str) -> anyhow::Result<()> {
+        std::fs::write(self.data.path().join("boot_id"), format!("{name}\n")).map_err(Into::into)
+    }
+
+    /// `zerotap` with the arguments that make it talk to this daemon.
+    ///
+    /// # Errors
+    /// When it is not built.
+    pub fn zerotap(&self, args: &[&str]) -> anyhow::Result<Command> {
+        let mut command = Command::new(program("zerotap")?);
+        command.env("ZEROTAP_SOCKET", self.rpc().socket()).args(args).stdin(Stdio::null());
+        Ok(command)
+    }
+
+    /// Starts the daemon and waits until it answers.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn start_daemon(&mut self) -> anyhow::Result<()> {
+        self.spawn_daemon()?;
+        let deadline = Instant::now() + Duration::from_secs(START_SECONDS_MAX);
+        let rpc = self.rpc();
+        while rpc.raw("SR.list", &serde_json::json!({})).is_err() {
+            let daemon = self.daemon.as_mut().context("spawned just now")?;
+            if let Some(status) = daemon.try_wait()? {
+                anyhow::bail!("zerotap serve ended with {status}:\n{}", self.log());
+            }
+            ensure!(Instant::now() < deadline, "zerotap serve does not answer:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+
+    /// Starts the daemon and does not wait.
+    ///
+    /// # Errors
+    /// When the program is not built.
+    pub fn spawn_daemon(&mut self) -> anyhow::Result<()> {
+        ensure!(self.daemon.is_none(), "the daemon runs already");
+        let log = std::fs::File::options().create(true).append(true).open(self.log_path())?;
+        let child = Command::new(program("zerotap")?)
+            .arg("serve")
+            .args(["--host", "sim", "--sim-dir"])
+            .arg(self.sim.dir())
+            .arg("--config")
+            .arg(&self.config)
+            .arg("--run-dir")
+            .arg(self.run_dir())
+            .arg("--state")
+            .arg(self.data.path().join("state.db"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .context("start zerotap serve")?;
+        self.daemon = Some(child);
+        Ok(())
+    }
+
+    /// kill -9.
+    ///
+    /// # Errors
+    /// When it cannot be waited for.
+    pub fn kill_daemon(&mut self) -> anyhow::Result<()> {
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.kill()?;
+            daemon.wait()?;
+        }
+        Ok(())
+    }
+
+    /// SIGTERM, and waits for the end.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn stop_daemon(&mut self) -> anyhow::Result<ExitStatus> {
+        let mut daemon = self.daemon.take().context("the daemon does not run")?;
+        processes::terminate(&daemon)?;
+        let deadline = Instant::now() + Duration::from_secs(STOP_SECONDS_MAX);
+        loop {
+            if let Some(status) = daemon.try_wait()? {
+                return Ok(status);
+            }
+            if Instant::now() >= deadline {
+                daemon.kill()?;
+                daemon.wait()?;
+                anyhow::bail!("zerotap serve does not end after SIGTERM:\n{}", self.log());
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.data.path().join("daemon.log")
+    }
+
+    /// What daemon and workers have logged so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // Whatever fails here, the rest must still be ended.
+        let _ = self.kill_daemon();
+        processes::end_workers(&self.run_dir());
+        if std::thread::panicking() {
+            eprintln!("---- log of daemon and workers ----\n{}----", self.log());
+        }
+    }
+}
+
+/// Waits until `look` gives something; names what did not come otherwise.
+///
+/// # Errors
+/// When it did not come in time.
+pub fn eventually<T>(
+    what: &str,
+    mut look: impl FnMut() -> anyhow::Result<Option<T>>,
+) -> anyhow::Result<T> {
+    let deadline = Instant::now() + Duration::from_secs(EVENTUALLY_SECONDS_MAX);
+    loop {
+        let seen = look();
+        match seen {
+            Ok(Some(it)) => return Ok(it),
+            Err(error) if Instant::now() >= deadline => {
+                return Err(error)
+                    .with_context(|| format!("{what}, in {EVENTUALLY_SECONDS_MAX} s"));
+            }
+            Ok(None) if Instant::now() >= deadline => {
+                anyhow::bail!("{what}: not within {EVENTUALLY_SECONDS_MAX} s")
+            }
+            _ => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
+}
+
+/// A fresh uuid.
+///
+/// # Errors
+/// When the kernel gives none.
+pub fn uuid() -> anyhow::Result<String> {
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/uuid")?.trim().to_owned())
+}
+
+fn require_direct_io(dir: &Path) -> anyhow::Result<()> {
+    use rustix::fs::{Mode, OFlags, open};
+    let path = dir.join("direct");
+    let flags = OFlags::CREATE | OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC;
+    open(&path, flags, Mode::RUSR | Mode::WUSR).with_context(|| {
+        format!("{} does not do direct I/O: set TMPDIR to a directory that does", dir.display())
+    })?;
+    std::fs::remove_file(path).map_err(Into::into)
+}
