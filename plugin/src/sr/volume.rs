@@ -219,12 +219,61 @@ impl FileSr {
             .map_err(|error| failed("open", &path, &error.into()))?;
         let preallocated =
             record.sm_config.get("allocation").is_some_and(|value| value == "preallocated");
-        lay_out(&fd, record.virtual_size, size, preallocated)
+        let before = record.virtual_size;
+        let grown = lay_out(&fd, before, size, preallocated)
             .and_then(|()| rustix::fs::fsync(&fd))
-            .map_err(|error| too_large(error, size, &path))?;
+            .map_err(|error| too_large(error, size, &path));
         record.virtual_size = size;
-        self.catalog.write(&record)?;
+        if let Err(error) = grown.and_then(|()| self.catalog.write(&record)) {
+            // A worker serves what there is of data: none beyond what the record says.
+            if let Err(error) = rustix::fs::ftruncate(&fd, before.cast_unsigned()) {
+                tracing::error!("cannot cut {} back to {before} bytes: {error}", path.display());
+            }
+            return Err(error);
+        }
         Ok(size)
+    }
+
+    /// After a crash: removes the data of a volume that was not finished.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn undo_make(&self, key: &str) -> Result<(), StorageError> {
+        match self.volume(key) {
+            Err(StorageError::VdiDoesNotExist(_)) => self.discard_data(key),
+            other => other.map(|_| ()),
+        }
+    }
+
+    /// After a crash: removes what is left of a volume.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn finish_remove(&self, key: &str) -> Result<(), StorageError> {
+        self.remove(key)?;
+        self.discard_data(key)
+    }
+
+    /// After a crash: lets the record say `new_size` when the data has grown, and cuts data off
+    /// that has grown in part.
+    ///
+    /// # Errors
+    /// As [`FileSr::volume`]; a full disk.
+    pub fn finish_resize(&self, key: &str, new_size: i64) -> Result<(), StorageError> {
+        let mut record = self.volume(key)?;
+        let Some(size) = round_up(new_size).filter(|&size| size > record.virtual_size) else {
+            return Ok(());
+        };
+        let path = self.dir.join(Record::data_file(key));
+        let file = std::fs::OpenOptions::new().write(true).open(&path);
+        let file = file.map_err(|error| failed("open", &path, &error))?;
+        let length = file.metadata().map_err(|error| failed("look at", &path, &error))?.len();
+        if length < size.cast_unsigned() {
+            let cut = file.set_len(record.virtual_size.cast_unsigned());
+            return cut.map_err(|error| failed("cut", &path, &error));
+        }
+        record.virtual_size = size;
+        self.catalog.write(&record)
     }
 
     /// Changes a volume's record, not what lies under it.

@@ -1,6 +1,16 @@
 //! VDIs in use: which datapath holds which, and the worker that serves it.
+//!
+//! `registry` is the door, `actor` the queue behind it, `automaton` the rules (pure), `datapath`,
+//! `volume` and `service` what the commands do, `recover` what a new daemon does first.
 
+pub mod actor;
 pub mod automaton;
+mod datapath;
 mod id;
+pub mod recover;
+pub mod registry;
+mod service;
+mod volume;
 
 pub use id::VdiId;
+pub use registry::{Holder, Registry};

@@ -6,9 +6,11 @@
 pub mod client;
 pub mod process;
 pub mod reconcile;
+pub mod set;
 pub mod spawn;
 
 pub use client::WorkerError;
+pub use set::{WorkerNews, Workers};
 pub use spawn::Launcher;
 
 use crate::host::Host;

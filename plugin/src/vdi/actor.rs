@@ -1,0 +1,118 @@
+//! One VDI's actor: a task that takes commands from a queue, one after the other.
+//!
+//! It holds nothing of its own: what is true stands in the database, on the SR and in the set of
+//! workers, so a daemon that was killed, or an actor that panicked, loses nothing. It lives while there
+//! are commands. What each command does: `datapath.rs`, `volume.rs`, `service.rs`.
+
+use crate::sr::record::Record;
+use crate::vdi::VdiId;
+use crate::vdi::registry::Registry;
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot};
+use tracing::Instrument;
+use zerotap_rpc_schema::StorageError;
+use zerotap_rpc_schema::smapi2::{Backend, Implementation, Mode, Pairs, VdiInfo, XenDisk};
+
+/// Where an answer goes. Its reader may have gone: the client hung up.
+pub type Reply<T> = oneshot::Sender<Result<T, StorageError>>;
+
+/// What may be changed of a volume's record.
+#[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "the fields are the record's")]
+pub enum Edit {
+    NameLabel(String),
+    NameDescription(String),
+    ContentId(String),
+    SetSmConfig { key: String, value: String },
+    RemoveSmConfig { key: String },
+}
+
+/// One command for one VDI.
+#[derive(Debug)]
+#[expect(missing_docs, reason = "one a call of SMAPIv2, with that call's parameters")]
+pub enum Command {
+    Create { record: Box<Record>, reply: Reply<VdiInfo> },
+    Destroy { reply: Reply<()> },
+    Resize { size: i64, reply: Reply<i64> },
+    Edit { edit: Edit, reply: Reply<()> },
+    Attach { dp: String, domain: String, mode: Mode, reply: Reply<Backend> },
+    Activate { dp: String, read_only: bool, reply: Reply<()> },
+    Deactivate { dp: String, reply: Reply<()> },
+    Detach { dp: String, reply: Reply<()> },
+    DestroyDatapath { dp: String, allow_leak: bool, reply: Reply<()> },
+}
+
+/// A command and the call that it came from.
+#[derive(Debug)]
+pub struct Job {
+    /// What to do.
+    pub command: Command,
+    /// Who asked: its fields (uid, pid, method) are in every log line of the command.
+    pub span: tracing::Span,
+}
+
+/// A VDI while a command works on it.
+#[derive(Debug, Clone, Copy)]
+pub struct Vdi<'a> {
+    pub(super) id: &'a VdiId,
+    pub(super) registry: &'a Registry,
+}
+
+/// Obeys until there is nothing to do.
+pub async fn run(registry: Arc<Registry>, id: VdiId, mut queue: mpsc::Receiver<Job>) {
+    loop {
+        while let Ok(job) = queue.try_recv() {
+            // No VDI changes while its whole SR does.
+            let lock = registry.srs.lock(&id.sr);
+            let _shared = lock.read().await;
+            let vdi = Vdi { id: &id, registry: &registry };
+            vdi.obey(job.command).instrument(job.span).await;
+        }
+        if registry.retire(&id, &queue) {
+            return;
+        }
+    }
+}
+
+impl Vdi<'_> {
+    async fn obey(&self, command: Command) {
+        match command {
+            Command::Create { record, reply } => answer(reply, self.create(*record).await),
+            Command::Destroy { reply } => answer(reply, self.destroy().await),
+            Command::Resize { size, reply } => answer(reply, self.resize(size).await),
+            Command::Edit { edit, reply } => answer(reply, self.edit(edit).await),
+            Command::Attach { dp, domain, mode, reply } => {
+                answer(reply, self.attach(&dp, domain, mode).await);
+            }
+            Command::Activate { dp, read_only, reply } => {
+                answer(reply, self.activate(&dp, read_only).await);
+            }
+            Command::Deactivate { dp, reply } => answer(reply, self.deactivate(&dp).await),
+            Command::Detach { dp, reply } => answer(reply, self.detach(&dp).await),
+            Command::DestroyDatapath { dp, allow_leak, reply } => {
+                answer(reply, self.destroy_datapath(&dp, allow_leak).await);
+            }
+        }
+    }
+}
+
+fn answer<T>(reply: Reply<T>, result: Result<T, StorageError>) {
+    if let Err(error) = &result {
+        tracing::warn!("refused or failed: {error}");
+    }
+    // A client that hung up has no use for it; what was done stays done.
+    let _ = reply.send(result);
+}
+
+/// How to use an attached VDI: final from the attach on, whether a worker runs yet or not.
+#[must_use]
+pub fn backend(id: &VdiId, kind: &str) -> Backend {
+    let extra = [("vdi-uuid", id.vdi.as_str()), ("storage-type", "zerotap")];
+    let extra = extra.map(|(key, value)| (key.to_string(), value.to_string()));
+    let disk = XenDisk {
+        params: id.to_params(),
+        extra: Pairs::from(extra),
+        backend_type: kind.to_string(),
+    };
+    Backend { implementations: vec![Implementation::XenDisk(disk)] }
+}

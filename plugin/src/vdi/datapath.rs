@@ -1,0 +1,188 @@
+//! What the datapath commands do: attach, activate, deactivate, detach, destroy.
+//!
+//! The automaton decides, `service.rs` acts, the database remembers. Run by the VDI's actor alone.
+
+use crate::sr::attached::internal;
+use crate::state::{Datapath, now};
+use crate::vdi::actor::{Vdi, backend};
+use crate::vdi::automaton::{self, Move, superstate};
+use zerotap_rpc_schema::StorageError;
+use zerotap_rpc_schema::error::number;
+use zerotap_rpc_schema::smapi2::{Backend, Mode, VdiState};
+
+/// The uses of a VDI, seen from one of them.
+struct Uses {
+    /// This one; `Detached` when it is new.
+    this: Datapath,
+    /// The others.
+    others: Vec<Datapath>,
+}
+
+impl Uses {
+    /// The superstate, with this use in `state`.
+    fn superstate_with(&self, state: VdiState) -> VdiState {
+        superstate(self.others.iter().map(|held| held.state).chain([state]))
+    }
+}
+
+impl Vdi<'_> {
+    pub(super) async fn attach(
+        &self,
+        dp: &str,
+        domain: String,
+        mode: Mode,
+    ) -> Result<Backend, StorageError> {
+        let sr = self.registry.srs.get(&self.id.sr)?;
+        let key = self.id.vdi.clone();
+        let record = sr.run(move |file| file.volume(&key)).await?;
+        if record.read_only && mode == Mode::ReadWrite {
+            let text = format!(
+                "cannot attach VDI {} ({}) RW: it is read-only. Attach it with read_write=false",
+                record.key, record.name_label
+            );
+            return Err(StorageError::backend(number::VDI_UNAVAILABLE, text));
+        }
+        self.retry_leaked().await?;
+        let mut uses = self.uses(dp).await?;
+        let from = uses.this.state;
+        let to = automaton::step(from, Move::Attach(mode))?;
+        automaton::admit(&uses.others, dp, mode, record.sharable, &record.key)?;
+        let (before, after) = (uses.superstate_with(from), uses.superstate_with(to));
+        automaton::path(before, after).ok_or(StorageError::IllegalTransition((before, after)))?;
+        if from != to {
+            uses.this.domain = domain;
+            self.change(&uses.this, to).await?;
+        }
+        Ok(backend(self.id, &self.registry.backend_kind))
+    }
+
+    pub(super) async fn activate(&self, dp: &str, read_only: bool) -> Result<(), StorageError> {
+        let sr = self.registry.srs.get(&self.id.sr)?;
+        self.retry_leaked().await?;
+        let uses = self.uses(dp).await?;
+        let from = uses.this.state;
+        let to = automaton::step(from, Move::Activate)?;
+        if read_only && to == VdiState::Activated(Mode::ReadWrite) {
+            let wanted = VdiState::Activated(Mode::ReadOnly);
+            return Err(StorageError::IllegalTransition((from, wanted)));
+        }
+        let (before, after) = (uses.superstate_with(from), uses.superstate_with(to));
+        automaton::path(before, after).ok_or(StorageError::IllegalTransition((before, after)))?;
+        if self.registry.workers.serving(self.id).is_some() {
+            if from != to {
+                self.change(&uses.this, to).await?;
+            }
+            return Ok(());
+        }
+        // Also when it is active already: the database says so, and its worker has died.
+        let mode = match after {
+            VdiState::Activated(mode) => mode,
+            _ => Mode::ReadOnly,
+        };
+        let activated = Datapath { state: to, since: now(), leaked: false, ..uses.this };
+        self.serve(&sr, mode, &activated).await?;
+        self.log(&activated, from);
+        Ok(())
+    }
+
+    pub(super) async fn deactivate(&self, dp: &str) -> Result<(), StorageError> {
+        self.retry_leaked().await?;
+        self.deactivate_only(dp).await
+    }
+
+    async fn deactivate_only(&self, dp: &str) -> Result<(), StorageError> {
+        let uses = self.uses(dp).await?;
+        let from = uses.this.state;
+        let to = automaton::step(from, Move::Deactivate)?;
+        if from == to {
+            return Ok(());
+        }
+        if let VdiState::Activated(_) = uses.superstate_with(to) {
+            // Others go on. Nothing is reopened for them, so no path from superstate to superstate is
+            // asked for: who leaves is never refused.
+            return self.change(&uses.this, to).await;
+        }
+        let deactivated = Datapath { state: to, since: now(), ..uses.this };
+        self.cease(&deactivated).await?;
+        self.log(&deactivated, from);
+        Ok(())
+    }
+
+    pub(super) async fn detach(&self, dp: &str) -> Result<(), StorageError> {
+        self.retry_leaked().await?;
+        self.detach_only(dp).await
+    }
+
+    async fn detach_only(&self, dp: &str) -> Result<(), StorageError> {
+        let uses = self.uses(dp).await?;
+        let from = uses.this.state;
+        let to = automaton::step(from, Move::Detach)?;
+        if from == to { Ok(()) } else { self.change(&uses.this, to).await }
+    }
+
+    pub(super) async fn destroy_datapath(
+        &self,
+        dp: &str,
+        allow_leak: bool,
+    ) -> Result<(), StorageError> {
+        let Err(error) = self.give_up(dp).await else { return Ok(()) };
+        let this = self.uses(dp).await?.this;
+        if allow_leak {
+            tracing::warn!(vdi = %self.id, dp, "forgotten, though its clean-up failed: {error}");
+            return self.change(&this, VdiState::Detached).await;
+        }
+        tracing::warn!(vdi = %self.id, dp, "leaked, its clean-up is tried again later: {error}");
+        let leaked = Datapath { leaked: true, ..this };
+        self.registry.state.put_datapath(self.id, &leaked).await.map_err(internal)?;
+        Err(error)
+    }
+
+    async fn give_up(&self, dp: &str) -> Result<(), StorageError> {
+        self.deactivate_only(dp).await?;
+        self.detach_only(dp).await
+    }
+
+    /// Tries once more to clean leaked datapaths up. When that fails they stay, and are in the way of
+    /// whatever they exclude.
+    pub(super) async fn retry_leaked(&self) -> Result<(), StorageError> {
+        for held in self.registry.state.datapaths(self.id).await.map_err(internal)? {
+            if !held.leaked {
+                continue;
+            }
+            match self.give_up(&held.dp).await {
+                Ok(()) => {
+                    tracing::info!(vdi = %self.id, dp = held.dp, "leaked datapath cleaned up")
+                }
+                Err(error) => {
+                    tracing::warn!(vdi = %self.id, dp = held.dp, "still leaked: {error}");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn uses(&self, dp: &str) -> Result<Uses, StorageError> {
+        let held = self.registry.state.datapaths(self.id).await.map_err(internal)?;
+        let (this, others): (Vec<_>, Vec<_>) = held.into_iter().partition(|held| held.dp == dp);
+        let this = this.into_iter().next().unwrap_or_else(|| Datapath {
+            dp: dp.into(),
+            domain: String::new(),
+            state: VdiState::Detached,
+            since: now(),
+            leaked: false,
+        });
+        Ok(Uses { this, others })
+    }
+
+    async fn change(&self, held: &Datapath, to: VdiState) -> Result<(), StorageError> {
+        let changed = Datapath { state: to, since: now(), ..held.clone() };
+        self.registry.state.put_datapath(self.id, &changed).await.map_err(internal)?;
+        self.log(&changed, held.state);
+        Ok(())
+    }
+
+    fn log(&self, held: &Datapath, from: VdiState) {
+        let Datapath { dp, domain, state, .. } = held;
+        tracing::info!(vdi = %self.id, dp, domain, %from, to = %state, "datapath changed");
+    }
+}

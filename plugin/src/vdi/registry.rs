@@ -1,0 +1,271 @@
+//! Every VDI's door: posts commands to the VDI's actor, and answers what can be told at once.
+//!
+//! Never does a command's work. A caller that goes away in the middle changes nothing: the actor
+//! finishes. Called by the RPC handlers and, to look workers up, by the VBD side.
+
+use crate::sr::Srs;
+use crate::sr::attached::internal;
+use crate::sr::record::Record;
+use crate::state::{Datapath, State};
+use crate::vdi::VdiId;
+use crate::vdi::actor::{self, Command, Edit, Job, Reply};
+use crate::vdi::automaton::superstate;
+use crate::worker::set::Entry;
+use crate::worker::{Launcher, WorkerHandle, Workers};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry as Slot;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::{mpsc, oneshot};
+use zerotap_rpc_schema::StorageError;
+use zerotap_rpc_schema::error::number;
+use zerotap_rpc_schema::smapi2::{Backend, DpStat, Mode, VdiInfo, VdiState};
+
+/// Commands that wait for one VDI.
+const COMMANDS_QUEUED_MAX: usize = 64;
+
+/// Who uses a VDI.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Holder {
+    /// The datapath.
+    pub dp: String,
+    /// Its domain, as the caller told it.
+    pub domain: String,
+    /// Attached or activated.
+    pub state: VdiState,
+    /// Since when, RFC 3339.
+    pub since: String,
+}
+
+/// All VDIs in use.
+#[derive(Debug)]
+pub struct Registry {
+    pub(super) state: State,
+    pub(super) srs: Arc<Srs>,
+    pub(super) workers: Workers,
+    pub(super) launcher: Launcher,
+    pub(super) backend_kind: String,
+    actors: Mutex<HashMap<VdiId, mpsc::Sender<Job>>>,
+}
+
+impl Registry {
+    /// The one registry of the daemon. `backend_kind` goes into attach answers.
+    #[must_use]
+    pub fn new(
+        state: State,
+        srs: Arc<Srs>,
+        workers: Workers,
+        launcher: Launcher,
+        backend_kind: String,
+    ) -> Arc<Registry> {
+        let actors = Mutex::default();
+        Arc::new(Registry { state, srs, workers, launcher, backend_kind, actors })
+    }
+
+    /// The worker that serves a VDI now. No I/O.
+    #[must_use]
+    pub fn worker(&self, vdi: &VdiId) -> Option<WorkerHandle> {
+        self.workers.serving(vdi)
+    }
+
+    /// All workers that serve. No I/O.
+    #[must_use]
+    pub fn workers(&self) -> Vec<WorkerHandle> {
+        self.workers.all_serving()
+    }
+
+    /// All workers, dead or alive. No I/O.
+    #[must_use]
+    pub fn all_workers(&self) -> Vec<Entry> {
+        self.workers.all()
+    }
+
+    /// Who uses a VDI.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn holders(&self, vdi: &VdiId) -> Result<Vec<Holder>, StorageError> {
+        let datapaths = self.state.datapaths(vdi).await.map_err(internal)?;
+        Ok(datapaths.into_iter().map(Holder::from).collect())
+    }
+
+    /// Every use of every VDI.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn all_datapaths(&self) -> Result<Vec<(VdiId, Datapath)>, StorageError> {
+        self.state.all_datapaths().await.map_err(internal)
+    }
+
+    /// DP.stat_vdi.
+    ///
+    /// # Errors
+    /// No such SR; the database failed.
+    pub async fn stat(&self, vdi: &VdiId) -> Result<DpStat, StorageError> {
+        self.srs.get(&vdi.sr)?;
+        let datapaths = self.state.datapaths(vdi).await.map_err(internal)?;
+        Ok(DpStat {
+            superstate: superstate(datapaths.iter().map(|held| held.state)),
+            dps: datapaths.into_iter().map(|held| (held.dp, held.state)).collect(),
+        })
+    }
+
+    /// DP.attach_info.
+    ///
+    /// # Errors
+    /// `Does_not_exist` for a datapath that is not attached.
+    pub async fn attach_info(&self, vdi: &VdiId, dp: &str) -> Result<Backend, StorageError> {
+        let datapaths = self.state.datapaths(vdi).await.map_err(internal)?;
+        if datapaths.iter().any(|held| held.dp == dp) {
+            return Ok(actor::backend(vdi, &self.backend_kind));
+        }
+        Err(StorageError::DoesNotExist(("datapath".into(), dp.into())))
+    }
+
+    /// VDI.create.
+    ///
+    /// # Errors
+    /// No such SR, a size or an sm-config that makes no sense, no space.
+    pub async fn create(
+        self: &Arc<Self>,
+        sr: &str,
+        wanted: VdiInfo,
+    ) -> Result<VdiInfo, StorageError> {
+        let place = self.srs.get(sr)?;
+        let record: Record = place.run(move |file| file.plan(wanted)).await?;
+        let vdi = VdiId::new(sr, record.key.clone());
+        self.ask(&vdi, |reply| Command::Create { record: Box::new(record), reply }).await
+    }
+
+    /// VDI.destroy.
+    ///
+    /// # Errors
+    /// It is in use; no such SR.
+    pub async fn destroy(self: &Arc<Self>, vdi: &VdiId) -> Result<(), StorageError> {
+        self.ask(vdi, |reply| Command::Destroy { reply }).await
+    }
+
+    /// VDI.resize; the answer is the new size in bytes.
+    ///
+    /// # Errors
+    /// It is active, would shrink, does not fit.
+    pub async fn resize(self: &Arc<Self>, vdi: &VdiId, size: i64) -> Result<i64, StorageError> {
+        self.ask(vdi, |reply| Command::Resize { size, reply }).await
+    }
+
+    /// VDI.set_name_label and its like.
+    ///
+    /// # Errors
+    /// No such SR or VDI.
+    pub async fn edit(self: &Arc<Self>, vdi: &VdiId, edit: Edit) -> Result<(), StorageError> {
+        self.ask(vdi, |reply| Command::Edit { edit, reply }).await
+    }
+
+    /// VDI.attach3.
+    ///
+    /// # Errors
+    /// No such VDI, or others use it in a way that excludes this one.
+    pub async fn attach(
+        self: &Arc<Self>,
+        vdi: &VdiId,
+        dp: String,
+        domain: String,
+        mode: Mode,
+    ) -> Result<Backend, StorageError> {
+        self.ask(vdi, |reply| Command::Attach { dp, domain, mode, reply }).await
+    }
+
+    /// VDI.activate3 and, with `read_only`, VDI.activate_readonly.
+    ///
+    /// # Errors
+    /// Not attached so; the image or the worker fails.
+    pub async fn activate(
+        self: &Arc<Self>,
+        vdi: &VdiId,
+        dp: String,
+        read_only: bool,
+    ) -> Result<(), StorageError> {
+        self.ask(vdi, |reply| Command::Activate { dp, read_only, reply }).await
+    }
+
+    /// VDI.deactivate.
+    ///
+    /// # Errors
+    /// The worker does not let go.
+    pub async fn deactivate(self: &Arc<Self>, vdi: &VdiId, dp: String) -> Result<(), StorageError> {
+        self.ask(vdi, |reply| Command::Deactivate { dp, reply }).await
+    }
+
+    /// VDI.detach.
+    ///
+    /// # Errors
+    /// It is active.
+    pub async fn detach(self: &Arc<Self>, vdi: &VdiId, dp: String) -> Result<(), StorageError> {
+        self.ask(vdi, |reply| Command::Detach { dp, reply }).await
+    }
+
+    /// DP.destroy2.
+    ///
+    /// # Errors
+    /// Only without `allow_leak`: the worker does not let go.
+    pub async fn destroy_datapath(
+        self: &Arc<Self>,
+        vdi: &VdiId,
+        dp: String,
+        allow_leak: bool,
+    ) -> Result<(), StorageError> {
+        self.ask(vdi, |reply| Command::DestroyDatapath { dp, allow_leak, reply }).await
+    }
+
+    async fn ask<T>(
+        self: &Arc<Self>,
+        vdi: &VdiId,
+        command: impl FnOnce(Reply<T>) -> Command,
+    ) -> Result<T, StorageError> {
+        let (reply, answer) = oneshot::channel();
+        self.post(vdi, Job { command: command(reply), span: tracing::Span::current() })?;
+        answer.await.unwrap_or_else(|_| {
+            let text = format!("the operation on VDI {vdi} broke off; the daemon's log tells why");
+            Err(StorageError::Internal(text))
+        })
+    }
+
+    fn post(self: &Arc<Self>, vdi: &VdiId, job: Job) -> Result<(), StorageError> {
+        let mut actors = self.actors.lock().unwrap_or_else(PoisonError::into_inner);
+        let job = match actors.entry(vdi.clone()) {
+            Slot::Occupied(slot) => match slot.get().try_send(job) {
+                Ok(()) => return Ok(()),
+                Err(mpsc::error::TrySendError::Full(_)) => {
+                    let text = format!(
+                        "VDI {vdi} is busy: {COMMANDS_QUEUED_MAX} calls wait for it. Try again later"
+                    );
+                    return Err(StorageError::backend(number::GENERAL, text));
+                }
+                // Its task panicked, which was logged; the next one reads the truth from the database.
+                Err(mpsc::error::TrySendError::Closed(job)) => job,
+            },
+            Slot::Vacant(_) => job,
+        };
+        let (sender, queue) = mpsc::channel(COMMANDS_QUEUED_MAX);
+        // A fresh queue has room.
+        let _ = sender.try_send(job);
+        actors.insert(vdi.clone(), sender);
+        tokio::spawn(actor::run(Arc::clone(self), vdi.clone(), queue));
+        Ok(())
+    }
+
+    /// Lets an actor go that has nothing to do. Posting happens under the same lock: no job is lost.
+    pub(super) fn retire(&self, vdi: &VdiId, queue: &mpsc::Receiver<Job>) -> bool {
+        let mut actors = self.actors.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle = queue.is_empty();
+        if idle {
+            actors.remove(vdi);
+        }
+        idle
+    }
+}
+
+impl From<Datapath> for Holder {
+    fn from(held: Datapath) -> Self {
+        Holder { dp: held.dp, domain: held.domain, state: held.state, since: held.since }
+    }
+}

@@ -1,0 +1,180 @@
+//! A VDI begins to be served, and ceases to be: image, fence, worker, in that order and back.
+//!
+//! Intent before, outcome after: whichever instant the daemon is killed at, the next one finds what
+//! there is (`worker/reconcile.rs`). Run by the VDI's actor alone.
+
+use crate::sr::Sr;
+use crate::sr::attached::internal;
+use crate::sr::image::Image;
+use crate::state::{Datapath, Operation, WorkerRow};
+use crate::vdi::actor::Vdi;
+use crate::worker::process::Process;
+use crate::worker::set::Entry;
+use crate::worker::{Launcher, spawn};
+use std::path::Path;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+use zerotap_rpc_schema::StorageError;
+use zerotap_rpc_schema::error::number;
+use zerotap_rpc_schema::smapi2::Mode;
+
+/// How long an image's last user may take to let go of it: I/O of a dead worker outlives it.
+const FENCE_DEADLINE: Duration = Duration::from_secs(5);
+/// How often the fence is tried.
+const FENCE_INTERVAL: Duration = Duration::from_millis(5);
+/// How long the kernel may take to end a silent worker that was killed.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+
+impl Vdi<'_> {
+    /// Starts a worker for `activated` and remembers both at once.
+    pub(super) async fn serve(
+        &self,
+        sr: &Sr,
+        mode: Mode,
+        activated: &Datapath,
+    ) -> Result<(), StorageError> {
+        self.clear_away().await?;
+        let read_only = mode == Mode::ReadOnly;
+        let key = self.id.vdi.clone();
+        let image = sr
+            .run(move |file| {
+                let record = file.volume(&key)?;
+                if let Some(owner) = &record.owner {
+                    return Err(StorageError::ActivatedOnAnotherHost(owner.host.clone()));
+                }
+                file.open_image(&record, read_only)
+            })
+            .await?;
+        if !fence(&image).await? {
+            return Err(self.fenced_off(&image));
+        }
+        let state = &self.registry.state;
+        let worker = Launcher::new_id();
+        let intent = Operation::Activate { worker: worker.clone() };
+        let intent = state.begin(self.id, &intent).await.map_err(internal)?;
+        let started =
+            self.registry.launcher.start(&worker, self.id, image.into_fd(), read_only).await;
+        let started = match started {
+            Ok(started) => started,
+            Err(problem) => {
+                state.settle(intent).await.map_err(internal)?;
+                let text = format!("cannot activate VDI {}: its worker: {problem}", self.id);
+                return Err(StorageError::backend(number::WORKER_FAILED, text));
+            }
+        };
+        if let Err(error) = state.settle_with_worker(intent, started.row(), activated).await {
+            // What can't be remembered must not run.
+            if let Err(problem) = started.stop().await {
+                tracing::error!(vdi = %self.id, "{problem}");
+            }
+            return Err(internal(error));
+        }
+        let (pid, version) = (started.pid(), started.version());
+        tracing::info!(vdi = %self.id, worker, pid, version, read_only, "worker serves");
+        self.registry.workers.ready(started).await;
+        Ok(())
+    }
+
+    /// Stops the worker and remembers `deactivated`, at once with the worker's end.
+    pub(super) async fn cease(&self, deactivated: &Datapath) -> Result<(), StorageError> {
+        let state = &self.registry.state;
+        let intent = Operation::Deactivate { dp: deactivated.dp.clone() };
+        let intent = state.begin(self.id, &intent).await.map_err(internal)?;
+        let worker = match self.stop().await {
+            Ok(worker) => worker,
+            Err(problem) => {
+                state.settle(intent).await.map_err(internal)?;
+                return Err(problem);
+            }
+        };
+        let worker = worker.map(|row| row.id);
+        state
+            .settle_without_worker(Some(intent), self.id, worker.as_deref(), Some(deactivated))
+            .await
+            .map_err(internal)?;
+        self.registry.workers.remove(self.id);
+        Ok(())
+    }
+
+    /// Makes sure that no earlier worker is left, dead or stuck, and forgets it.
+    pub(super) async fn clear_away(&self) -> Result<(), StorageError> {
+        let Some(row) = self.stop().await? else { return Ok(()) };
+        let state = &self.registry.state;
+        state.settle_without_worker(None, self.id, Some(&row.id), None).await.map_err(internal)?;
+        self.registry.workers.remove(self.id);
+        tracing::info!(vdi = %self.id, worker = row.id, "cleared a former worker away");
+        Ok(())
+    }
+
+    /// Stops the VDI's worker, whatever its condition, and waits until nobody does I/O on the image.
+    async fn stop(&self) -> Result<Option<WorkerRow>, StorageError> {
+        let Some(entry) = self.registry.workers.entry(self.id) else { return Ok(None) };
+        let failed = |text: String| {
+            let text = format!("cannot deactivate VDI {}: {text}", self.id);
+            StorageError::backend(number::WORKER_FAILED, text)
+        };
+        let polite = match &entry {
+            Entry::Known(handle) => {
+                if handle.end().is_none() {
+                    self.registry.workers.release(handle).await;
+                }
+                handle.stop().await.map_err(failed)?
+            }
+            Entry::Dead { row, .. } => {
+                end_silent(row).await.map_err(failed)?;
+                false
+            }
+        };
+        if !polite {
+            self.await_fence().await?;
+        }
+        Ok(Some(entry.row().clone()))
+    }
+
+    /// After a worker's death: its I/O may still be under way.
+    async fn await_fence(&self) -> Result<(), StorageError> {
+        let Ok(sr) = self.registry.srs.get(&self.id.sr) else { return Ok(()) };
+        let key = self.id.vdi.clone();
+        let opened = sr.run(move |file| file.open_image(&file.volume(&key)?, true)).await;
+        // An image that can't be opened is nobody's; whoever activates it next is told.
+        let Ok(image) = opened else { return Ok(()) };
+        if fence(&image).await? { Ok(()) } else { Err(self.fenced_off(&image)) }
+    }
+
+    fn fenced_off(&self, image: &Image) -> StorageError {
+        let text = format!(
+            "VDI {} is in use: another process has {} locked (lslocks names it), or I/O of a worker that \
+             died is still under way. Try again when that is over",
+            self.id,
+            image.path().display()
+        );
+        StorageError::backend(number::VDI_UNAVAILABLE, text)
+    }
+}
+
+/// Waits for the image's fence; false when its holder keeps it.
+async fn fence(image: &Image) -> Result<bool, StorageError> {
+    let deadline = Instant::now() + FENCE_DEADLINE;
+    while !image.try_fence()? {
+        if Instant::now() >= deadline {
+            return Ok(false);
+        }
+        sleep(FENCE_INTERVAL).await;
+    }
+    Ok(true)
+}
+
+/// Ends a worker that is remembered and does not answer, if it is still there.
+pub(super) async fn end_silent(row: &WorkerRow) -> Result<(), String> {
+    match Process::open(row.pid) {
+        Ok(process) if process.start_time() == row.start_time => {
+            process.kill();
+            if tokio::time::timeout(KILL_DEADLINE, process.exited()).await.is_err() {
+                return Err(format!("worker {} (pid {}) does not end", row.id, row.pid));
+            }
+        }
+        _ => {}
+    }
+    spawn::remove_socket(Path::new(&row.socket));
+    Ok(())
+}

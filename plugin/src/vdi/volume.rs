@@ -1,0 +1,111 @@
+//! What the volume commands do: create, destroy, resize, edit.
+//!
+//! They refuse what would pull a volume from under its users; the SR does the rest. Run by the VDI's
+//! actor alone.
+
+use crate::sr::Sr;
+use crate::sr::attached::internal;
+use crate::sr::record::Record;
+use crate::state::Operation;
+use crate::vdi::actor::{Edit, Vdi};
+use zerotap_rpc_schema::StorageError;
+use zerotap_rpc_schema::error::number;
+use zerotap_rpc_schema::smapi2::{VdiInfo, VdiState};
+
+impl Vdi<'_> {
+    pub(super) async fn create(&self, record: Record) -> Result<VdiInfo, StorageError> {
+        let sr = self.registry.srs.get(&self.id.sr)?;
+        let state = &self.registry.state;
+        let intent = state.begin(self.id, &Operation::CreateVdi).await.map_err(internal)?;
+        let made = sr.run(move |file| file.make(&record)).await;
+        if made.as_ref().err().is_none_or(|error| !is_open(error)) {
+            state.settle(intent).await.map_err(internal)?;
+        }
+        let made = made?;
+        tracing::info!(vdi = %self.id, bytes = made.virtual_size, "VDI created");
+        Ok(made)
+    }
+
+    pub(super) async fn destroy(&self) -> Result<(), StorageError> {
+        let sr = self.registry.srs.get(&self.id.sr)?;
+        self.retry_leaked().await?;
+        self.check_unused("destroy", |_| true).await?;
+        self.clear_away().await?;
+        let state = &self.registry.state;
+        let intent = state.begin(self.id, &Operation::DestroyVdi).await.map_err(internal)?;
+        let key = self.id.vdi.clone();
+        let removed = sr.run(move |file| file.remove(&key)).await;
+        // Half removed it is no VDI any more: the intent stays, and the next start of the daemon
+        // removes the rest. Still there, it stays a VDI, as the caller is told.
+        if removed.is_ok() || self.is_whole(&sr).await {
+            state.settle(intent).await.map_err(internal)?;
+        }
+        removed?;
+        tracing::info!(vdi = %self.id, "VDI destroyed");
+        Ok(())
+    }
+
+    async fn is_whole(&self, sr: &Sr) -> bool {
+        let key = self.id.vdi.clone();
+        sr.run(move |file| file.volume(&key)).await.is_ok()
+    }
+
+    pub(super) async fn resize(&self, size: i64) -> Result<i64, StorageError> {
+        let sr = self.registry.srs.get(&self.id.sr)?;
+        self.retry_leaked().await?;
+        self.check_unused("resize", |held| matches!(held, VdiState::Activated(_))).await?;
+        let state = &self.registry.state;
+        let intent = Operation::ResizeVdi { size };
+        let intent = state.begin(self.id, &intent).await.map_err(internal)?;
+        let key = self.id.vdi.clone();
+        let resized = sr.run(move |file| file.resize(&key, size)).await;
+        if resized.as_ref().err().is_none_or(|error| !is_open(error)) {
+            state.settle(intent).await.map_err(internal)?;
+        }
+        let bytes = resized?;
+        tracing::info!(vdi = %self.id, bytes, "VDI resized");
+        Ok(bytes)
+    }
+
+    pub(super) async fn edit(&self, edit: Edit) -> Result<(), StorageError> {
+        let sr = self.registry.srs.get(&self.id.sr)?;
+        let key = self.id.vdi.clone();
+        tracing::info!(vdi = %self.id, ?edit, "VDI's record changes");
+        sr.run(move |file| file.edit_volume(&key, |record| apply(record, edit))).await
+    }
+
+    /// Refuses while a datapath is in one of the states that `excludes` tells.
+    async fn check_unused(
+        &self,
+        verb: &str,
+        excludes: impl Fn(VdiState) -> bool,
+    ) -> Result<(), StorageError> {
+        let held = self.registry.state.datapaths(self.id).await.map_err(internal)?;
+        let Some(holder) = held.iter().find(|held| excludes(held.state)) else { return Ok(()) };
+        let text = format!(
+            "cannot {verb} VDI {}: it is {} for datapath {} of domain {} since {}. End that use first \
+             (VDI.deactivate and VDI.detach, or DP.destroy2)",
+            self.id, holder.state, holder.dp, holder.domain, holder.since
+        );
+        Err(StorageError::backend(number::VDI_IN_USE, text))
+    }
+}
+
+/// Whether the outcome is open: the file system has not answered, and may still do it.
+fn is_open(error: &StorageError) -> bool {
+    error.code() == i32::from(number::SR_UNAVAILABLE)
+}
+
+fn apply(record: &mut Record, edit: Edit) {
+    match edit {
+        Edit::NameLabel(name) => record.name_label = name,
+        Edit::NameDescription(text) => record.name_description = text,
+        Edit::ContentId(id) => record.content_id = id,
+        Edit::SetSmConfig { key, value } => {
+            record.sm_config.insert(key, value);
+        }
+        Edit::RemoveSmConfig { key } => {
+            record.sm_config.remove(&key);
+        }
+    }
+}

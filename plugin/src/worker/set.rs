@@ -1,0 +1,195 @@
+//! Which worker serves which VDI, and who is told when that changes.
+//!
+//! Never starts or stops one. VDI actors put workers in and take them out; the VBD side looks them up
+//! and hears of them; a task a worker notices when it dies.
+
+use crate::state::WorkerRow;
+use crate::vdi::VdiId;
+use crate::worker::WorkerHandle;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+
+/// News that wait for the VBD side.
+pub const NEWS_QUEUED_MAX: usize = 256;
+/// How long the VBD side may take to hear of news, or to let go of a VDI's rings.
+pub const RELEASE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What the VBD side must hear of.
+#[derive(Debug)]
+pub enum WorkerNews {
+    /// A worker is ready: VBDs that wait for its VDI can go on.
+    Ready(WorkerHandle),
+    /// A VDI is about to be deactivated. Disconnect its rings, then say so; after
+    /// [`RELEASE_DEADLINE`] the worker is shut down in any case.
+    Releasing {
+        /// Who serves it.
+        worker: WorkerHandle,
+        /// To be sent when no ring is served any more.
+        done: oneshot::Sender<()>,
+    },
+    /// A worker died: its rings are not served.
+    Died {
+        /// What it served.
+        vdi: VdiId,
+        /// Its id.
+        worker: String,
+        /// How it ended, for people.
+        text: String,
+    },
+}
+
+/// A VDI's worker.
+#[derive(Debug, Clone)]
+pub enum Entry {
+    /// It has said Hello. It may have ended since.
+    Known(WorkerHandle),
+    /// It died, or does not answer: its VDI is active and not served.
+    Dead {
+        /// What was remembered of it.
+        row: WorkerRow,
+        /// What is wrong with it, for people.
+        why: String,
+    },
+}
+
+impl Entry {
+    /// What is remembered of it.
+    #[must_use]
+    pub fn row(&self) -> &WorkerRow {
+        match self {
+            Entry::Known(handle) => handle.row(),
+            Entry::Dead { row, .. } => row,
+        }
+    }
+
+    /// What is wrong with it, for people; `None` while it serves.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        match self {
+            Entry::Known(handle) => handle.end(),
+            Entry::Dead { why, .. } => Some(why.clone()),
+        }
+    }
+}
+
+/// All workers. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Workers {
+    entries: Arc<Mutex<BTreeMap<VdiId, Entry>>>,
+    news: mpsc::Sender<WorkerNews>,
+}
+
+impl Workers {
+    /// None yet; `news` goes to the VBD side.
+    #[must_use]
+    pub fn new(news: mpsc::Sender<WorkerNews>) -> Workers {
+        Workers { entries: Arc::default(), news }
+    }
+
+    fn entries(&self) -> MutexGuard<'_, BTreeMap<VdiId, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The worker that serves a VDI, alive and not about to stop.
+    #[must_use]
+    pub fn serving(&self, vdi: &VdiId) -> Option<WorkerHandle> {
+        match self.entries().get(vdi) {
+            Some(Entry::Known(handle)) if is_serving(handle) => Some(handle.clone()),
+            _ => None,
+        }
+    }
+
+    /// All workers that serve.
+    #[must_use]
+    pub fn all_serving(&self) -> Vec<WorkerHandle> {
+        let entries = self.entries();
+        let known = entries.values().filter_map(|entry| match entry {
+            Entry::Known(handle) if is_serving(handle) => Some(handle.clone()),
+            _ => None,
+        });
+        known.collect()
+    }
+
+    /// A VDI's worker, dead or alive.
+    #[must_use]
+    pub fn entry(&self, vdi: &VdiId) -> Option<Entry> {
+        self.entries().get(vdi).cloned()
+    }
+
+    /// All workers, dead or alive.
+    #[must_use]
+    pub fn all(&self) -> Vec<Entry> {
+        self.entries().values().cloned().collect()
+    }
+
+    /// Takes in a worker that an earlier daemon started. The VBD side has not started yet and will
+    /// look it up.
+    pub fn adopt(&self, worker: WorkerHandle) {
+        self.watch(worker.clone());
+        self.entries().insert(worker.vdi().clone(), Entry::Known(worker));
+    }
+
+    /// Takes in a worker that has just become ready.
+    pub async fn ready(&self, worker: WorkerHandle) {
+        self.adopt(worker.clone());
+        self.tell(WorkerNews::Ready(worker)).await;
+    }
+
+    /// Remembers a worker that can't be used.
+    pub fn mourn(&self, row: WorkerRow, why: String) {
+        self.entries().insert(row.vdi.clone(), Entry::Dead { row, why });
+    }
+
+    /// Forgets a VDI's worker.
+    pub fn remove(&self, vdi: &VdiId) {
+        self.entries().remove(vdi);
+    }
+
+    /// Has the VBD side let go of a worker's rings.
+    pub async fn release(&self, worker: &WorkerHandle) {
+        let (done, released) = oneshot::channel();
+        self.tell(WorkerNews::Releasing { worker: worker.clone(), done }).await;
+        if tokio::time::timeout(RELEASE_DEADLINE, released).await.is_err() {
+            tracing::warn!(
+                vdi = %worker.vdi(),
+                "its rings are still served after {} s; the worker is shut down all the same",
+                RELEASE_DEADLINE.as_secs()
+            );
+        }
+    }
+
+    async fn tell(&self, news: WorkerNews) {
+        // Nobody listens while the daemon stops.
+        if self.news.send_timeout(news, RELEASE_DEADLINE).await.is_err() && !self.news.is_closed() {
+            tracing::error!("the VBD side does not take news of workers");
+        }
+    }
+
+    fn watch(&self, worker: WorkerHandle) {
+        let workers = self.clone();
+        tokio::spawn(async move {
+            let text = worker.ended().await;
+            if worker.is_stopping() {
+                return;
+            }
+            let (vdi, row) = (worker.vdi().clone(), worker.row().clone());
+            tracing::error!(%vdi, worker = row.id, pid = row.pid, "worker died: {text}");
+            {
+                let mut entries = workers.entries();
+                let ours = entries.get(&vdi).is_some_and(|entry| entry.row().id == row.id);
+                if !ours {
+                    return;
+                }
+                entries.insert(vdi.clone(), Entry::Dead { row, why: text.clone() });
+            }
+            let worker = worker.id().to_string();
+            workers.tell(WorkerNews::Died { vdi, worker, text }).await;
+        });
+    }
+}
+
+fn is_serving(worker: &WorkerHandle) -> bool {
+    worker.end().is_none() && !worker.is_stopping()
+}
