@@ -13,6 +13,8 @@ mod bench;
 mod demo;
 mod packages;
 mod process;
+mod queries;
+mod stage;
 mod test;
 mod workspace;
 mod xen;
@@ -32,6 +34,8 @@ enum Command {
     Test(test::Options),
     /// Boot real Xen with a guest in QEMU, run one script in dom0 and one in the guest.
     Xen(xen::Options),
+    /// Check the daemon's SQL against its migrations, or renew .sqlx after a change to either.
+    Queries(queries::Options),
     /// Measure beside fio and beside the kernel's blkback.
     Bench {
         /// Also write the table to this file as a JSON array.
@@ -45,6 +49,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Xen(options) => xen::run(&options),
+        Command::Queries(options) => queries::run(&options),
         Command::Bench { json } => bench::run(json.as_deref()),
     };
     exit_code(done)

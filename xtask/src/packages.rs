@@ -38,6 +38,16 @@ pub(crate) const E2FSPROGS: Package = Package {
     program: "mke2fs",
     why: "guests make and check ext4 file systems with it",
 };
+pub(crate) const CC: Package = Package {
+    name: "gcc",
+    program: "cc",
+    why: "the genuine xenstored runs without a hypervisor on stand-ins that are compiled on the spot",
+};
+pub(crate) const SQLITE: Package = Package {
+    name: "sqlite3",
+    program: "sqlite3",
+    why: "it lays out the schema that the daemon's queries are checked against",
+};
 
 /// What booting Xen takes. The rest (Xen, its tools, a kernel, busybox) is unpacked, not installed.
 pub(crate) const FOR_XEN: &[Package] = &[QEMU, SEABIOS, FIO, E2FSPROGS];
@@ -87,6 +97,22 @@ fn install(missing: &[&Package]) -> Result<()> {
     }
     update_lists()?;
     try_install(missing).context("apt could not install what is missing")
+}
+
+/// Sees to it that apt knows the packages that are downloaded without being installed.
+pub(crate) fn ensure_lists() -> Result<()> {
+    let known =
+        || process::output(Command::new("apt-cache").args(["show", "xen-utils-4.17"])).is_ok();
+    if known() {
+        return Ok(());
+    }
+    if is_root()? {
+        update_lists()?;
+    }
+    if !known() {
+        bail!("apt does not know xen-utils-4.17 (Debian 12); run: sudo apt-get update");
+    }
+    Ok(())
 }
 
 /// Fetches apt's package lists: a fresh machine has none yet, or stale ones.

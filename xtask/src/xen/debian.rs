@@ -85,6 +85,7 @@ impl Debian {
 
 fn download_and_unpack(aside: &Path) -> Result<()> {
     println!("downloading Xen 4.17, its tools and a kernel (once, about 80 MB)");
+    packages::ensure_lists()?;
     let kernel = kernel_package()?;
     let archives = aside.join("archives");
     fs::create_dir(&archives)?;
@@ -105,13 +106,7 @@ fn download_and_unpack(aside: &Path) -> Result<()> {
 
 /// The name of the package that `linux-image-amd64` stands for at the moment.
 fn kernel_package() -> Result<String> {
-    let ask = || process::output(Command::new("apt-cache").args(["depends", "linux-image-amd64"]));
-    let mut answer = ask().unwrap_or_default();
-    if !answer.contains("linux-image-6.") {
-        // No package lists yet. Only root may fetch them; anyone else learns it from apt itself.
-        packages::update_lists()?;
-        answer = ask()?;
-    }
+    let answer = process::output(Command::new("apt-cache").args(["depends", "linux-image-amd64"]))?;
     answer
         .split_whitespace()
         .find(|word| word.starts_with("linux-image-6."))

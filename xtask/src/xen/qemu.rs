@@ -3,14 +3,14 @@
 //! message can cut in two.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::debian::Debian;
+use crate::process;
 
 /// What one run of the machine left.
 pub(crate) struct Run {
@@ -23,14 +23,7 @@ pub(crate) struct Run {
 /// ended at the time limit.
 pub(crate) fn run(debian: &Debian, work: &Path, limit: Duration) -> Result<Run> {
     let report = work.join("report");
-    let mut child = command(debian, work, &report, limit)?
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("cannot start QEMU")?;
-    let stdout = child.stdout.take().context("QEMU has no output")?;
-    let console = echo(BufReader::new(stdout))?;
-    let status = child.wait().context("cannot wait for QEMU")?;
+    let (status, console) = process::echoed(command(debian, work, &report, limit)?)?;
     // timeout(1) says 124 when it ended the machine, 137 when it had to kill it.
     let timed_out = matches!(status.code(), Some(124 | 137));
     let report = fs::read(&report).unwrap_or_default();
@@ -60,23 +53,4 @@ fn command(debian: &Debian, work: &Path, report: &Path, limit: Duration) -> Resu
             work.join("dom0.cpio").display()
         ));
     Ok(command)
-}
-
-/// Copies the console to our own output line by line, and keeps it.
-fn echo(mut from: impl BufRead) -> Result<String> {
-    let mut console = String::new();
-    let mut line = Vec::new();
-    let mut out = std::io::stdout();
-    loop {
-        line.clear();
-        if from.read_until(b'\n', &mut line).context("cannot read QEMU's output")? == 0 {
-            return Ok(console);
-        }
-        let text = String::from_utf8_lossy(&line);
-        let text = text.trim_end();
-        console.push_str(text);
-        console.push('\n');
-        // A closed pipe on our side must not end the boot: the verdict still counts.
-        let _ = writeln!(out, "{text}").and_then(|()| out.flush());
-    }
 }
