@@ -3,7 +3,6 @@
 //! This crate compiles before everything else, so it leans on little: it starts other programs, moves
 //! files and reads what they print. Nothing of the product lives here.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -14,6 +13,8 @@ mod demo;
 mod packages;
 mod process;
 mod queries;
+mod rpc;
+mod sim_host;
 mod stage;
 mod test;
 mod workspace;
@@ -37,11 +38,7 @@ enum Command {
     /// Check the daemon's SQL against its migrations, or renew .sqlx after a change to either.
     Queries(queries::Options),
     /// Measure beside fio and beside the kernel's blkback.
-    Bench {
-        /// Also write the table to this file as a JSON array.
-        #[arg(long, value_name = "FILE")]
-        json: Option<PathBuf>,
-    },
+    Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
@@ -50,7 +47,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test::run(&options),
         Command::Xen(options) => xen::run(&options),
         Command::Queries(options) => queries::run(&options),
-        Command::Bench { json } => bench::run(json.as_deref()),
+        Command::Bench(options) => bench::run(&options),
     };
     exit_code(done)
 }

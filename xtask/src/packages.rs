@@ -52,6 +52,9 @@ pub(crate) const SQLITE: Package = Package {
 /// What booting Xen takes. The rest (Xen, its tools, a kernel, busybox) is unpacked, not installed.
 pub(crate) const FOR_XEN: &[Package] = &[QEMU, SEABIOS, FIO, E2FSPROGS];
 
+/// What the benchmark beside the simulated host takes.
+pub(crate) const FOR_BENCH: &[Package] = &[FIO];
+
 /// Sees to it that every program is there.
 pub(crate) fn ensure(wanted: &[Package]) -> Result<()> {
     let missing: Vec<&Package> =

@@ -108,6 +108,9 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         limit: Duration::from_secs(options.timeout),
     };
     let ended = boot.run()?;
+    for line in ended.report.lines().filter(|line| !line.starts_with("verdict ")) {
+        println!("{line}");
+    }
     println!("xen {} {}: {}", boot.guest.name(), boot.backend.name(), ended.outcome);
     Ok(ended.outcome == Outcome::Passed)
 }

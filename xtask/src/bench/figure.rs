@@ -1,0 +1,156 @@
+//! The figures to reach: each name with its unit, its peer and its target, in this one place.
+
+use serde_json::{Value, json};
+
+/// Which side of the ratio is good.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Bound {
+    /// Ours divided by theirs is at least this.
+    AtLeast(f64),
+    /// Ours divided by theirs is at most this.
+    AtMost(f64),
+}
+
+/// What is measured.
+#[derive(Debug)]
+pub(crate) struct Target {
+    pub(crate) name: &'static str,
+    pub(crate) unit: &'static str,
+    pub(crate) peer: &'static str,
+    pub(crate) bound: Bound,
+}
+
+const fn target(
+    name: &'static str,
+    unit: &'static str,
+    peer: &'static str,
+    bound: Bound,
+) -> Target {
+    Target { name, unit, peer, bound }
+}
+
+const FIO: &str = "fio io_uring";
+const BLKBACK: &str = "blkback";
+/// The peer of a figure that has none: a limit of its own.
+const LIMIT: &str = "limit";
+
+pub(crate) const SIM_READ_4K: Target =
+    target("sim randread 4k QD32", "IOPS", FIO, Bound::AtLeast(0.90));
+pub(crate) const SIM_CPU_4K: Target =
+    target("sim randread 4k QD32 CPU", "us/IO", FIO, Bound::AtMost(1.5));
+pub(crate) const SIM_READ_1M: Target =
+    target("sim read 1m QD8", "MiB/s", FIO, Bound::AtLeast(0.95));
+pub(crate) const XEN_4K_QD32: Target =
+    target("xen randread 4k QD32", "IOPS", BLKBACK, Bound::AtLeast(0.8));
+pub(crate) const XEN_4K_QD1: Target =
+    target("xen randread 4k QD1", "IOPS", BLKBACK, Bound::AtLeast(0.6));
+pub(crate) const XEN_128K: Target =
+    target("xen read 128k QD8", "MiB/s", BLKBACK, Bound::AtLeast(0.8));
+pub(crate) const XEN_1M: Target = target("xen read 1m QD4", "MiB/s", BLKBACK, Bound::AtLeast(0.7));
+pub(crate) const XEN_CPU_QD32: Target =
+    target("xen randread 4k QD32 dom0 CPU", "us/IO", BLKBACK, Bound::AtMost(2.0));
+pub(crate) const XEN_CPU_QD1: Target =
+    target("xen randread 4k QD1 dom0 CPU", "us/IO", BLKBACK, Bound::AtMost(3.0));
+pub(crate) const ATTACH: Target =
+    target("attach3 + activate3 to a ready worker", "ms", LIMIT, Bound::AtMost(1.0));
+pub(crate) const ATTACH_LIMIT_MS: f64 = 25.0;
+pub(crate) const IDLE_RSS: Target =
+    target("idle worker resident memory", "MiB", LIMIT, Bound::AtMost(1.0));
+pub(crate) const IDLE_RSS_LIMIT_MIB: f64 = 6.0;
+
+/// A target and what was measured.
+#[derive(Debug)]
+pub(crate) struct Figure {
+    target: &'static Target,
+    ours: f64,
+    theirs: f64,
+    ratio: f64,
+}
+
+impl Figure {
+    /// From interleaved pairs (ours, theirs): medians, and the median of the pairs' own ratios, which
+    /// a disturbance that lasts longer than a pair does not move.
+    pub(crate) fn from_pairs(target: &'static Target, pairs: &[(f64, f64)]) -> Self {
+        Figure {
+            target,
+            ours: median(pairs.iter().map(|pair| pair.0)),
+            theirs: median(pairs.iter().map(|pair| pair.1)),
+            ratio: median(pairs.iter().map(|pair| pair.0 / pair.1)),
+        }
+    }
+
+    pub(crate) fn met(&self) -> bool {
+        match self.target.bound {
+            Bound::AtLeast(least) => self.ratio >= least,
+            Bound::AtMost(most) => self.ratio <= most,
+        }
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        json!({
+            "name": self.target.name,
+            "unit": self.target.unit,
+            "ours": self.ours,
+            "peer": self.target.peer,
+            "theirs": self.theirs,
+            "ratio": self.ratio,
+            "target": self.bound(),
+            "met": self.met(),
+        })
+    }
+
+    pub(crate) fn row(&self) -> String {
+        format!(
+            "{:<40} {:>10.1} {:>10.1} {:<6} {:>6.2} {:>8}  {:<13} {}",
+            self.target.name,
+            self.ours,
+            self.theirs,
+            self.target.unit,
+            self.ratio,
+            self.bound(),
+            self.target.peer,
+            if self.met() { "met" } else { "MISSED" },
+        )
+    }
+
+    fn bound(&self) -> String {
+        match self.target.bound {
+            Bound::AtLeast(least) => format!(">= {least:.2}"),
+            Bound::AtMost(most) => format!("<= {most:.2}"),
+        }
+    }
+}
+
+/// The heading of the rows.
+pub(crate) fn heading() -> String {
+    format!(
+        "{:<40} {:>10} {:>10} {:<6} {:>6} {:>8}  {:<13} {}",
+        "figure", "ours", "theirs", "unit", "ratio", "target", "peer", "met"
+    )
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut sorted: Vec<f64> = values.collect();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    match sorted.len() {
+        0 => f64::NAN,
+        odd if odd % 2 == 1 => sorted[middle],
+        _ => f64::midpoint(sorted[middle - 1], sorted[middle]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ratio_is_that_of_the_middle_pair() {
+        let pairs = [(90.0, 100.0), (50.0, 100.0), (10.0, 10.0)];
+        let figure = Figure::from_pairs(&SIM_READ_4K, &pairs);
+        assert!((figure.ratio - 0.9).abs() < 1e-9 && figure.met());
+        assert!(!Figure::from_pairs(&SIM_READ_4K, &[(89.0, 100.0)]).met());
+        assert!(!Figure::from_pairs(&SIM_CPU_4K, &[(1.6, 1.0)]).met());
+        assert!(!Figure::from_pairs(&SIM_READ_4K, &[]).met(), "nothing measured meets nothing");
+    }
+}

@@ -1,0 +1,70 @@
+//! `cargo xtask bench`: what we do beside a peer, in one run. Machines are noisy: only ratios within a
+//! run are worth anything, and each is the median of interleaved pairs.
+
+mod figure;
+mod fio;
+mod sim;
+mod xen;
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use figure::Figure;
+
+use crate::process;
+
+/// Pairs of runs, ours and the peer's in turn, for each figure.
+const PAIRS: usize = 5;
+
+/// A part of the benchmark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Part {
+    /// The simulated host, beside fio on the same file.
+    Sim,
+    /// Real Xen, beside blkback on the same RAM disk.
+    Xen,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Also write the table to this file, as a JSON array.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Only this part.
+    #[arg(long, value_enum)]
+    only: Option<Part>,
+}
+
+/// The command. False when a target was missed.
+pub(crate) fn run(options: &Options) -> Result<bool> {
+    println!("machine: {}", machine()?);
+    let wanted = |part| options.only.is_none_or(|only| only == part);
+    let mut figures: Vec<Figure> = Vec::new();
+    if wanted(Part::Sim) {
+        figures.extend(sim::measure()?);
+    }
+    if wanted(Part::Xen) {
+        figures.extend(xen::measure()?);
+    }
+    println!("\n{}", figure::heading());
+    for figure in &figures {
+        println!("{}", figure.row());
+    }
+    if let Some(file) = &options.json {
+        let rows: Vec<serde_json::Value> = figures.iter().map(Figure::json).collect();
+        let text = serde_json::to_string_pretty(&rows)? + "\n";
+        fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    Ok(!figures.is_empty() && figures.iter().all(Figure::met))
+}
+
+/// What the figures were taken on.
+fn machine() -> Result<String> {
+    let cpu = fs::read_to_string("/proc/cpuinfo")?;
+    let model = cpu.lines().find_map(|line| line.strip_prefix("model name\t: ")).unwrap_or("?");
+    let cpus = std::thread::available_parallelism()?;
+    let kernel = process::output(std::process::Command::new("uname").arg("-r"))?;
+    Ok(format!("{cpus} x {model}, Linux {}", kernel.trim()))
+}

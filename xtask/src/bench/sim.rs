@@ -1,0 +1,180 @@
+//! The simulated host: a guest's ring to the disk and back, beside fio on the very same file.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use super::figure::{
+    ATTACH, ATTACH_LIMIT_MS, Figure, IDLE_RSS, IDLE_RSS_LIMIT_MIB, SIM_CPU_4K, SIM_READ_1M,
+    SIM_READ_4K,
+};
+use super::{PAIRS, fio};
+use crate::rpc::Client;
+use crate::sim_host::SimHost;
+use crate::{packages, process};
+
+const DISK_MIB: u64 = 1024;
+/// Seconds of each run.
+const RUN_SECONDS: u32 = 4;
+/// Attachments whose median counts.
+const ATTACHMENTS: usize = 21;
+const DP: &str = "bench";
+
+pub(crate) fn measure() -> Result<Vec<Figure>> {
+    packages::ensure(packages::FOR_BENCH)?;
+    let host = SimHost::start("release")?;
+    let mut bench = Bench::new(&host)?;
+    let mut figures = bench.attachments()?;
+    figures.extend(bench.reads()?);
+    Ok(figures)
+}
+
+struct Bench<'a> {
+    host: &'a SimHost,
+    client: Client,
+    sr: String,
+    vdi: String,
+    image: PathBuf,
+    next_domid: u16,
+}
+
+impl<'a> Bench<'a> {
+    /// A disk whose every block was written: reads of holes would never reach the device.
+    fn new(host: &'a SimHost) -> Result<Self> {
+        let mut client = Client::connect(&host.socket())?;
+        let sr = "5ca1ab1e-0000-4000-8000-00000000be9c".to_owned();
+        let path = host.storage();
+        client.call(
+            "SR.create",
+            &json!({ "sr": sr, "name_label": "bench", "name_description": "",
+                     "device_config": { "path": path } }),
+        )?;
+        let size = DISK_MIB << 20;
+        let vdi_info = json!({ "name_label": "bench", "virtual_size": size });
+        let made = client.call("VDI.create", &json!({ "sr": sr, "vdi_info": vdi_info }))?;
+        let vdi = made["vdi"].as_str().context("VDI.create answers a key")?.to_owned();
+        let image = path.join(format!("{vdi}.raw"));
+        let mut fill = Command::new("dd");
+        fill.args(["if=/dev/urandom", "bs=1M", "oflag=direct", "conv=notrunc", "status=none"])
+            .arg(format!("of={}", image.display()))
+            .arg(format!("count={DISK_MIB}"));
+        process::run(&mut fill)?;
+        Ok(Bench { host, client, sr, vdi, image, next_domid: 1 })
+    }
+
+    fn use_of_vdi(&self) -> Value {
+        json!({ "dp": DP, "sr": self.sr, "vdi": self.vdi, "vm": "0" })
+    }
+
+    fn attach_and_activate(&mut self) -> Result<()> {
+        let mut params = self.use_of_vdi();
+        params["read_write"] = json!(true);
+        self.client.call("VDI.attach3", &params)?;
+        self.client.call("VDI.activate3", &self.use_of_vdi())?;
+        Ok(())
+    }
+
+    fn release(&mut self) -> Result<()> {
+        self.client.call("VDI.deactivate", &self.use_of_vdi())?;
+        self.client.call("VDI.detach", &self.use_of_vdi())?;
+        Ok(())
+    }
+
+    /// How long until a worker is ready, and how much memory it then has.
+    fn attachments(&mut self) -> Result<Vec<Figure>> {
+        let (mut times, mut sizes) = (Vec::new(), Vec::new());
+        for _ in 0..ATTACHMENTS {
+            let started = Instant::now();
+            self.attach_and_activate()?;
+            times.push((started.elapsed().as_secs_f64() * 1e3, ATTACH_LIMIT_MS));
+            let worker = self.worker()?;
+            let kib = worker["rss_kib"].as_f64().context("a worker's rss_kib")?;
+            sizes.push((kib / 1024.0, IDLE_RSS_LIMIT_MIB));
+            self.release()?;
+        }
+        Ok(vec![Figure::from_pairs(&ATTACH, &times), Figure::from_pairs(&IDLE_RSS, &sizes)])
+    }
+
+    fn reads(&mut self) -> Result<Vec<Figure>> {
+        self.attach_and_activate()?;
+        let (mut iops, mut cpu, mut mib) = (Vec::new(), Vec::new(), Vec::new());
+        for pair in 1..=PAIRS {
+            println!("simulated host, pair {pair} of {PAIRS}");
+            let ours = self.guest("randread", "4K", 32)?;
+            let theirs = fio::read(&self.image, "randread", "4k", 32, RUN_SECONDS)?;
+            iops.push((ours.iops, theirs.iops));
+            cpu.push((ours.cpu_us, theirs.cpu_us));
+            let ours = self.guest("read", "1M", 8)?;
+            let theirs = fio::read(&self.image, "read", "1m", 8, RUN_SECONDS)?;
+            mib.push((ours.mib, theirs.mib));
+        }
+        self.release()?;
+        Ok(vec![
+            Figure::from_pairs(&SIM_READ_4K, &iops),
+            Figure::from_pairs(&SIM_CPU_4K, &cpu),
+            Figure::from_pairs(&SIM_READ_1M, &mib),
+        ])
+    }
+
+    /// One guest from plug to unplug; the worker's processor time is counted over all of it.
+    fn guest(&mut self, pattern: &str, block: &str, depth: u32) -> Result<fio::Run> {
+        let domid = self.next_domid;
+        self.next_domid += 1;
+        let pid = self.worker()?["pid"].as_u64().context("a worker's pid")?;
+        let mut command = self.host.program("zerotap-simguest");
+        command
+            .arg("--dir")
+            .arg(self.host.sim_dir())
+            .args(["--domid", &domid.to_string(), "--bench", pattern, "--bs", block])
+            .args(["--depth", &depth.to_string(), "--seconds", &RUN_SECONDS.to_string()])
+            .stdout(std::process::Stdio::piped());
+        let before = cpu_us(pid)?;
+        let guest = command.spawn().context("start zerotap-simguest")?;
+        self.plug(domid)?;
+        let output = guest.wait_with_output()?;
+        let after = cpu_us(pid)?;
+        anyhow::ensure!(output.status.success(), "zerotap-simguest: {}", output.status);
+        let text = String::from_utf8_lossy(&output.stdout);
+        let last = text.lines().last().context("zerotap-simguest says what it measured")?;
+        let report: Value = serde_json::from_str(last)?;
+        let place = json!({ "domid": domid, "device": "xvda" });
+        self.client.call("VBD.unplug", &place)?;
+        let number = |key: &str| report[key].as_f64().context("zerotap-simguest's figures");
+        Ok(fio::Run {
+            iops: number("iops")?,
+            mib: number("mib_per_second")?,
+            cpu_us: (after - before) / number("requests")?,
+        })
+    }
+
+    /// The guest makes its domain by itself: until then there is nothing to plug into.
+    fn plug(&mut self, domid: u16) -> Result<()> {
+        let limit = Instant::now() + std::time::Duration::from_secs(10);
+        let params = json!({ "domid": domid, "device": "xvda", "sr": self.sr, "vdi": self.vdi });
+        loop {
+            match self.client.call("VBD.plug", &params) {
+                Ok(_) => return Ok(()),
+                Err(error) if Instant::now() > limit => return Err(error),
+                Err(_) => std::thread::sleep(std::time::Duration::from_millis(20)),
+            }
+        }
+    }
+
+    fn worker(&mut self) -> Result<Value> {
+        let workers = self.client.call("Worker.list", &json!({}))?;
+        workers.get(0).cloned().context("a worker serves the VDI")
+    }
+}
+
+/// Processor time of a process so far, all its threads, microseconds.
+fn cpu_us(pid: u64) -> Result<f64> {
+    const TICK_US: f64 = 1e4;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    let ticks = fields.skip(11).take(2).map(str::parse::<f64>).sum::<Result<f64, _>>();
+    Ok(ticks.context("a process's times")? * TICK_US)
+}

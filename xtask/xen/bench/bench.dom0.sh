@@ -1,0 +1,43 @@
+# One RAM disk, served twice to one guest: xvda by the kernel's blkback, xvdb by zerotap. Between the
+# guest's runs dom0's processor time is read from Xen's own counter.
+
+# dom0_seconds: processor time of dom0 so far.
+dom0_seconds() { xl list 0 | awk 'END { print $NF }'; }
+
+# on_change NODE: ends when the node changes. A watch costs nothing while it waits, unlike asking.
+on_change() { xenstore-watch -n 2 "$1" >/dev/null; }
+
+ramdisks 64M && dd if=/dev/urandom of=/dev/ram0 bs=1M 2>/dev/null
+id=$(guest_define bench) || exit 1
+(
+  disk_kind() { echo vbd; }
+  xenbus_plug $id xvda w physical-device 1:0 hotplug-status connected
+) || exit 1
+mkdir -p /run/sr
+sr=$(zerotap sr create --name bench --device-config path=/run/sr) || exit 1
+vdi=$(zerotap vdi create --sr $sr --name ram --device /dev/ram0) || exit 1
+use="--domid $id --device xvdb"
+zerotap vdi attach $vdi $use && zerotap vdi activate $vdi $use &&
+  zerotap vbd plug $use --vdi $vdi || exit 1
+
+runs=$((ROUNDS * 4 * 2))
+on_change "$(guest_note from-guest-ready)" &
+ready=$!
+guest_start
+wait $ready
+run=1
+while [ $run -le $runs ]; do
+  guest_alive || { echo "dom0: the guest died in run $run"; exit 1; }
+  on_change "$(guest_note from-guest-end-$run)" &
+  ended=$!
+  sleep 1 # the watch must be there, and what the last run stirred up be over
+  before=$(dom0_seconds)
+  guest_tell go-$run
+  wait $ended
+  after=$(dom0_seconds)
+  report "bench $(xenstore-read "$(guest_note from-guest-end-$run)") $before $after"
+  run=$((run + 1))
+done
+guest_tell end
+guest_wait 60 || exit 1
+disk_show $id xvdb
