@@ -1,14 +1,176 @@
 //! The daemon: wiring, signals, the order in which things start and stop.
+//!
+//! Start: lock, socket, database, what an earlier daemon left, VBDs, calls. Stop: calls, VBDs, database.
+//! Workers are left alone by both. Called by the command line's `serve`.
 
+use crate::config::Config;
 pub use crate::config::ServeArgs;
-use anyhow::Result;
+use crate::host::Host;
+use crate::rpc::listen::Door;
+use crate::rpc::{Core, methods};
+use crate::sr::Srs;
+use crate::state::{State, now};
+use crate::vdi::{Registry, recover};
+use crate::worker::set::NEWS_QUEUED_MAX;
+use crate::worker::{Launcher, Workers};
+use anyhow::{Context, Result, bail};
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+use std::fs::{DirBuilder, File};
+use std::io::IsTerminal;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tracing_subscriber::EnvFilter;
+
+/// What xenstore-rs reads to find xenstored.
+const XENSTORED_PATH: &str = "XENSTORED_PATH";
+/// How long calls that have begun may take to finish when the daemon stops.
+const STOP_DEADLINE: Duration = Duration::from_secs(20);
+/// The longest path of a unix socket, bytes (unix(7)).
+const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 /// Serves until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// What keeps it from starting, as a text for people.
 pub async fn serve(args: ServeArgs) -> Result<()> {
-    let config = crate::config::Config::load(args)?;
-    std::future::ready(tracing::info!(run_dir = %config.run_dir.display(), "daemon starts")).await;
+    let config = Config::load(args)?;
+    find_simulated_xenstored(&config.host)?;
+    log_to_stderr(&config)?;
+    make_directories(&config)?;
+    let _alone_here = lock(&config.run_dir.join("lock"))?;
+    let _alone_there = lock(&config.state.with_added_extension("lock"))?;
+    let door = Door::open(&config).await?;
+    let boot_id = std::fs::read_to_string(&config.boot_id_file)
+        .with_context(|| format!("cannot read {}", config.boot_id_file.display()))?;
+    let boot_id = boot_id.trim().to_string();
+    let state = State::open(&config.state, &boot_id).await?;
+    let void = state.void_other_boots(config.reattach_srs_at_boot).await?;
+    if void.srs + void.datapaths + void.workers + void.intents > 0 {
+        tracing::warn!(?void, "the host has booted since: what was in use then is void");
+    }
+    let srs = Arc::new(Srs::restore(state.clone(), config.overcommit).await?);
+    let (news, mut received) = mpsc::channel(NEWS_QUEUED_MAX);
+    let launcher = Launcher {
+        program: config.worker_program.clone(),
+        dir: config.worker_dir(),
+        host: config.host.clone(),
+    };
+    let registry = Registry::new(
+        state.clone(),
+        Arc::clone(&srs),
+        Workers::new(news),
+        launcher,
+        config.backend_kind.clone(),
+    );
+    recover::recover(&registry).await?;
+    tokio::spawn(async move {
+        while let Some(news) = received.recv().await {
+            if let crate::worker::WorkerNews::Releasing { done, .. } = news {
+                let _ = done.send(());
+            }
+        }
+    });
+    let core = Arc::new(Core {
+        srs,
+        registry: Arc::clone(&registry),
+        host: config.host.to_string(),
+        boot_id,
+        since: now(),
+    });
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let (stop, calls) = jsonrpsee::server::stop_channel();
+    let serving = tokio::spawn(door.serve(methods::all(core), stop));
+    let (version, pid) = (env!("CARGO_PKG_VERSION"), std::process::id());
+    let socket = config.rpc_socket();
+    tracing::info!(version, pid, host = %config.host, socket = %socket.display(), "zerotap serves");
+
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("SIGTERM: stopping; workers go on"),
+        _ = interrupt.recv() => tracing::info!("SIGINT: stopping; workers go on"),
+    }
+    // It fails when nobody serves any more, which is what it is for.
+    let _ = calls.stop();
+    let finished = async {
+        let _ = serving.await;
+        calls.stopped().await;
+        registry.idle().await;
+    };
+    if tokio::time::timeout(STOP_DEADLINE, finished).await.is_err() {
+        tracing::warn!("some calls have not finished; the next start of the daemon settles them");
+    }
+    state.close().await;
+    if let Err(error) = std::fs::remove_file(&socket) {
+        tracing::warn!("cannot remove {}: {error}", socket.display());
+    }
+    tracing::info!("zerotap has stopped");
     Ok(())
+}
+
+/// xenstore-rs takes its socket from the environment alone, and to change our own would be unsafe: the
+/// simulated host's daemon starts itself once more, with the right one.
+fn find_simulated_xenstored(host: &Host) -> Result<()> {
+    let Host::Sim { dir } = host else { return Ok(()) };
+    if std::env::var_os(XENSTORED_PATH).is_some() {
+        return Ok(());
+    }
+    let mut args = std::env::args_os();
+    let name = args.next().unwrap_or_default();
+    let error = std::process::Command::new("/proc/self/exe")
+        .arg0(name)
+        .args(args)
+        .env(XENSTORED_PATH, dir.join("xenstored.sock"))
+        .exec();
+    Err(error).context("cannot start again with XENSTORED_PATH set")
+}
+
+fn log_to_stderr(config: &Config) -> Result<()> {
+    let filter = match std::env::var("RUST_LOG") {
+        Ok(filter) => EnvFilter::try_new(filter).context("in RUST_LOG")?,
+        Err(_) => EnvFilter::try_new(&config.log).context("in the configuration's `log`")?,
+    };
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    let started = if config.log_json { log.json().try_init() } else { log.try_init() };
+    started.map_err(|error| anyhow::anyhow!("cannot log: {error}"))
+}
+
+fn make_directories(config: &Config) -> Result<()> {
+    let longest = config.worker_dir().join("0123456789ab.sock");
+    if longest.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
+        bail!("--run-dir {} is too long for a socket's path", config.run_dir.display());
+    }
+    let make = |path: &Path, mode: u32| {
+        let made = DirBuilder::new().recursive(true).mode(mode).create(path);
+        made.with_context(|| format!("cannot make the directory {}", path.display()))
+    };
+    make(&config.run_dir, 0o755)?;
+    make(&config.worker_dir(), 0o700)?;
+    match config.state.parent() {
+        Some(parent) => make(parent, 0o700),
+        None => Ok(()),
+    }
+}
+
+/// One daemon a directory and a database: the lock goes with the process, however it ends.
+fn lock(path: &Path) -> Result<File> {
+    let file = File::options().create(true).truncate(false).write(true).open(path);
+    let file = file.with_context(|| format!("cannot open {}", path.display()))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(Errno::WOULDBLOCK) => bail!(
+            "another daemon has {} locked. Stop it first, or give this one a --run-dir and a --state of \
+             its own",
+            path.display()
+        ),
+        Err(error) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
 }

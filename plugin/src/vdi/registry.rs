@@ -15,6 +15,7 @@ use crate::worker::{Launcher, WorkerHandle, Workers};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::error::number;
@@ -22,6 +23,8 @@ use zerotap_rpc_schema::smapi2::{Backend, DpStat, Mode, VdiInfo, VdiState};
 
 /// Commands that wait for one VDI.
 const COMMANDS_QUEUED_MAX: usize = 64;
+/// How often the end of all commands is looked for.
+const IDLE_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Who uses a VDI.
 #[derive(Debug, Clone, PartialEq)]
@@ -251,6 +254,13 @@ impl Registry {
         actors.insert(vdi.clone(), sender);
         tokio::spawn(actor::run(Arc::clone(self), vdi.clone(), queue));
         Ok(())
+    }
+
+    /// Waits until no command is under way. For the end of the daemon, when none comes any more.
+    pub async fn idle(&self) {
+        while !self.actors.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+            tokio::time::sleep(IDLE_INTERVAL).await;
+        }
     }
 
     /// Lets an actor go that has nothing to do. Posting happens under the same lock: no job is lost.

@@ -1,0 +1,69 @@
+//! What operators ask beside SMAPIv2: VBDs, workers, the host, the interface itself.
+
+use crate::rpc::methods::Table;
+use crate::rpc::{Core, diagnostics};
+use crate::worker::process::rss_kib;
+use crate::worker::set::Entry;
+use futures_util::future::join_all;
+use zerotap_rpc_schema::admin::{HostStatus, Worker};
+use zerotap_rpc_schema::smapi2::Pairs;
+use zerotap_rpc_schema::{StorageError, openrpc, table};
+
+pub(super) fn add_to(table: &mut Table) {
+    table.add::<table::WorkerList, _, _>(|core, _| async move {
+        Ok(join_all(core.registry.all_workers().into_iter().map(tell)).await)
+    });
+    table.add::<table::HostStatusMethod, _, _>(|core, _| async move { status(&core).await });
+    table.add::<table::RpcDiscover, _, _>(|_, _| async { Ok(openrpc::document()) });
+}
+
+async fn tell(entry: Entry) -> Worker {
+    let row = entry.row().clone();
+    let vbds = match &entry {
+        Entry::Known(worker) if worker.end().is_none() => worker.connected().await,
+        _ => Ok(vec![]),
+    };
+    let state = if entry.trouble().is_none() { "serving" } else { "dead" };
+    Worker {
+        rss_kib: rss_kib(row.pid),
+        id: row.id,
+        sr: row.vdi.sr,
+        vdi: row.vdi.vdi,
+        pid: row.pid,
+        state: state.into(),
+        version: row.version,
+        since: row.since,
+        vbds: vbds.unwrap_or_default().iter().map(|ring| ring.vbd.to_string()).collect(),
+    }
+}
+
+async fn status(core: &Core) -> Result<HostStatus, StorageError> {
+    let datapaths = core.registry.all_datapaths().await?;
+    let mut vdis: Vec<_> = datapaths.into_iter().map(|(vdi, _)| vdi).collect();
+    vdis.dedup();
+    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+    Ok(HostStatus {
+        version: env!("CARGO_PKG_VERSION").into(),
+        host: core.host.clone(),
+        pid: std::process::id(),
+        since: core.since.clone(),
+        boot_id: core.boot_id.clone(),
+        xenstore: false,
+        engine: engine(),
+        srs: count(core.srs.list().len()),
+        vdis: count(vdis.len()),
+        workers: count(core.registry.workers().len()),
+        vbds: 0,
+        trouble: diagnostics::trouble(core).await?,
+    })
+}
+
+fn engine() -> Pairs {
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let pairs = [
+        ("kernel", kernel.trim_end()),
+        ("engine", "io_uring"),
+        ("why", "the one engine there is; a worker refuses to start where the kernel has none"),
+    ];
+    pairs.into_iter().map(|(key, value)| (key.into(), value.into())).collect()
+}

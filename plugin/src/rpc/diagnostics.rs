@@ -1,0 +1,144 @@
+//! What is wrong and what to do about it, and the report of Query.diagnostics. Changes nothing.
+
+use crate::rpc::Core;
+use crate::sr::catalog::Contents;
+use crate::vdi::VdiId;
+use std::fmt::Write;
+use std::time::Duration;
+use zerotap_rpc_schema::StorageError;
+use zerotap_rpc_schema::admin::Trouble;
+use zerotap_rpc_schema::smapi2::VdiState;
+
+/// How long an SR may take to say that it is well.
+const SR_DEADLINE: Duration = Duration::from_secs(2);
+/// Names of each kind that a report lists of one SR.
+const NAMES_MAX: usize = 100;
+
+/// What is degraded; empty when all is well.
+///
+/// # Errors
+/// The database failed.
+pub async fn trouble(core: &Core) -> Result<Vec<Trouble>, StorageError> {
+    let mut all = Vec::new();
+    for sr in core.srs.list() {
+        let Ok(attached) = core.srs.get(&sr) else { continue };
+        let health = tokio::time::timeout(SR_DEADLINE, attached.run(|file| file.stat())).await;
+        let problem = match health {
+            Ok(Ok(_)) => continue,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("its file system has not answered for {} s", SR_DEADLINE.as_secs()),
+        };
+        let remedy = format!("make {} available again, or SR.detach", attached.dir().display());
+        all.push(Trouble { what: format!("SR {sr}"), problem, remedy });
+    }
+    let datapaths = core.registry.all_datapaths().await?;
+    for entry in core.registry.all_workers() {
+        let Some(why) = entry.trouble() else { continue };
+        let row = entry.row();
+        let users = datapaths
+            .iter()
+            .filter(|(vdi, held)| *vdi == row.vdi && matches!(held.state, VdiState::Activated(_)));
+        let users: Vec<&str> = users.map(|(_, held)| held.dp.as_str()).collect();
+        all.push(Trouble {
+            what: format!("VDI {}", row.vdi),
+            problem: format!("its worker {} (pid {}) is gone: {why}", row.id, row.pid),
+            remedy: format!(
+                "call VDI.activate3 for datapath {} once more: it starts a new worker; or end the use \
+                 with DP.destroy2. The daemon's log has the worker's last words",
+                users.first().unwrap_or(&"-")
+            ),
+        });
+    }
+    for (vdi, held) in &datapaths {
+        let served = core.registry.all_workers().iter().any(|entry| entry.row().vdi == *vdi);
+        if held.leaked {
+            all.push(Trouble {
+                what: format!("VDI {vdi}"),
+                problem: format!("datapath {} is {} and leaked", held.dp, held.state),
+                remedy:
+                    "each call for the VDI tries to clean it up; DP.destroy2 with allow_leak=true \
+                         forgets it"
+                        .into(),
+            });
+        } else if matches!(held.state, VdiState::Activated(_)) && !served {
+            all.push(unserved(vdi, &held.dp));
+        }
+    }
+    Ok(all)
+}
+
+fn unserved(vdi: &VdiId, dp: &str) -> Trouble {
+    Trouble {
+        what: format!("VDI {vdi}"),
+        problem: format!("it is active for datapath {dp} and no worker serves it"),
+        remedy: "call VDI.activate3 once more: it starts a worker".into(),
+    }
+}
+
+/// Query.diagnostics: a text for people.
+///
+/// # Errors
+/// The database failed.
+pub async fn report(core: &Core) -> Result<String, StorageError> {
+    let mut text = format!(
+        "zerotap {} on {}, pid {}, since {}, boot {}\n",
+        env!("CARGO_PKG_VERSION"),
+        core.host,
+        std::process::id(),
+        core.since,
+        core.boot_id
+    );
+    // Writing to a String cannot fail.
+    let _ = report_srs(core, &mut text).await;
+    let _ = writeln!(text, "\ndatapaths:");
+    for (vdi, held) in core.registry.all_datapaths().await? {
+        let leaked = if held.leaked { ", leaked" } else { "" };
+        let _ = writeln!(
+            text,
+            "  {vdi}  {}  domain {}  {} since {}{leaked}",
+            held.dp, held.domain, held.state, held.since
+        );
+    }
+    let _ = writeln!(text, "\nworkers:");
+    for entry in core.registry.all_workers() {
+        let row = entry.row();
+        let state = entry.trouble().unwrap_or_else(|| "serving".into());
+        let _ = writeln!(
+            text,
+            "  {}  {}  pid {}  since {}  {state}",
+            row.id, row.vdi, row.pid, row.since
+        );
+    }
+    let _ = writeln!(text, "\ntrouble:");
+    for Trouble { what, problem, remedy } in trouble(core).await? {
+        let _ = writeln!(text, "  {what}: {problem}\n    {remedy}");
+    }
+    Ok(text)
+}
+
+async fn report_srs(core: &Core, text: &mut String) -> std::fmt::Result {
+    for sr in core.srs.list() {
+        let Ok(attached) = core.srs.get(&sr) else { continue };
+        writeln!(text, "\nSR {sr} in {}:", attached.dir().display())?;
+        match attached.run(|file| file.contents()).await {
+            Err(error) => writeln!(text, "  {error}")?,
+            Ok(Contents { keys, orphans, temporaries, foreign }) => {
+                writeln!(text, "  {} volumes", keys.len())?;
+                names(text, "data without a record, left by a crash or put there", &orphans)?;
+                names(text, "half-written, removed at the next SR.attach", &temporaries)?;
+                names(text, "foreign, left alone", &foreign)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn names(text: &mut String, what: &str, names: &[String]) -> std::fmt::Result {
+    if names.is_empty() {
+        return Ok(());
+    }
+    let shown = names[..names.len().min(NAMES_MAX)].join(" ");
+    let more = names.len().saturating_sub(NAMES_MAX);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    writeln!(text, "  {what}: {shown}{more}")
+}

@@ -1,0 +1,158 @@
+//! How a method of the table becomes a handler: strict parameters in, SMAPIv2's errors out.
+//!
+//! Knows no method by name; `smapi2.rs` and `admin.rs` add theirs. The whole table is served, no more
+//! and no less: a test says so.
+
+use crate::rpc::Core;
+use crate::rpc::peer::Peer;
+use jsonrpsee::types::ErrorObjectOwned;
+use jsonrpsee::types::error::INVALID_PARAMS_CODE;
+use jsonrpsee::{Methods, RpcModule};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::sync::Arc;
+use tracing::Instrument;
+use zerotap_rpc_schema::error::number;
+use zerotap_rpc_schema::{Method, StorageError};
+
+/// The longest part of a caller's `dbg` that is logged, in characters.
+const DBG_CHARS_MAX: usize = 200;
+
+/// The methods while they are put together.
+pub struct Table {
+    module: RpcModule<Core>,
+}
+
+/// Every method of the table, served by `core`.
+///
+/// # Panics
+/// Two handlers have the same name; a test would have told.
+#[must_use]
+pub fn all(core: Arc<Core>) -> Methods {
+    let mut table = Table { module: RpcModule::from_arc(core) };
+    super::smapi2::add_to(&mut table);
+    super::admin::add_to(&mut table);
+    table.module.into()
+}
+
+impl Table {
+    /// Serves method `M` with `handler`, in a span that names the caller.
+    pub fn add<M, H, F>(&mut self, handler: H)
+    where
+        M: Method,
+        H: Fn(Arc<Core>, M::Params) -> F + Copy + Send + Sync + 'static,
+        F: Future<Output = Result<M::Output, StorageError>> + Send + 'static,
+    {
+        let registered = self.module.register_async_method(
+            M::NAME,
+            move |params, core, extensions| async move {
+                let peer = extensions.get::<Peer>().copied();
+                let peer = peer.unwrap_or(Peer { uid: u32::MAX, gid: u32::MAX, pid: 0 });
+                let (params, dbg) = parse::<M::Params>(M::NAME, params.as_str())?;
+                let span = tracing::info_span!(
+                    "call",
+                    method = M::NAME,
+                    uid = peer.uid,
+                    pid = peer.pid,
+                    dbg
+                );
+                handler(core, params).instrument(span).await.map_err(|error| to_object(&error))
+            },
+        );
+        registered.expect("a method is added once");
+    }
+}
+
+/// An error as JSON-RPC carries it: SMAPIv2's variant is in `data`.
+fn to_object(error: &StorageError) -> ErrorObjectOwned {
+    ErrorObjectOwned::owned(error.code(), error.to_string(), Some(error))
+}
+
+/// Reads named parameters; the caller's `dbg` comes along for the log.
+fn parse<P: DeserializeOwned>(
+    method: &str,
+    text: Option<&str>,
+) -> Result<(P, String), ErrorObjectOwned> {
+    let refuse = |problem: String| {
+        let text = format!("cannot call {method}: {problem}");
+        let error = StorageError::backend(number::BAD_REQUEST, text.clone());
+        ErrorObjectOwned::owned(INVALID_PARAMS_CODE, text, Some(error))
+    };
+    let value = match text {
+        None => Value::Object(serde_json::Map::new()),
+        Some(text) => serde_json::from_str(text).map_err(|error| refuse(error.to_string()))?,
+    };
+    let object = match value {
+        Value::Object(object) => object,
+        Value::Null => serde_json::Map::new(),
+        _ => {
+            let problem = "its parameters are named: give an object, not an array. rpc.discover tells \
+                           the names";
+            return Err(refuse(problem.into()));
+        }
+    };
+    let dbg = object.get("dbg").and_then(Value::as_str).unwrap_or_default();
+    let dbg = dbg.chars().take(DBG_CHARS_MAX).collect();
+    match serde_json::from_value(Value::Object(object.clone())) {
+        Ok(params) => Ok((params, dbg)),
+        Err(error) => {
+            let place = culprit::<P>(&object, &error.to_string());
+            let place = place.map(|name| format!("parameter `{name}`: ")).unwrap_or_default();
+            Err(refuse(format!("{place}{error}")))
+        }
+    }
+}
+
+/// Which parameter has the wrong type: serde's errors don't say. Without it, the error is another.
+fn culprit<P: DeserializeOwned>(
+    object: &serde_json::Map<String, Value>,
+    error: &str,
+) -> Option<String> {
+    if error.starts_with("missing field") || error.starts_with("unknown field") {
+        return None;
+    }
+    let differs = |name: &&String| {
+        let mut without = object.clone();
+        without.remove(name.as_str());
+        let result = serde_json::from_value::<P>(Value::Object(without));
+        result.err().is_none_or(|other| other.to_string() != error)
+    };
+    object.keys().find(differs).cloned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zerotap_rpc_schema::smapi2::{NoParams, VdiResizeParams};
+
+    fn refusal(text: &str) -> String {
+        let error = parse::<VdiResizeParams>("VDI.resize", Some(text)).expect_err("refused");
+        assert_eq!(error.code(), INVALID_PARAMS_CODE);
+        assert!(error.data().is_some_and(|data| data.get().contains("SR_BACKEND_FAILURE_143")));
+        error.message().into()
+    }
+
+    #[test]
+    fn what_is_wrong_with_parameters_is_named() {
+        let good = r#"{"dbg":"task","sr":"a","vdi":"b","new_size":4096}"#;
+        let (params, dbg) = parse::<VdiResizeParams>("VDI.resize", Some(good)).expect("good");
+        assert_eq!((params.new_size, dbg.as_str()), (4096, "task"));
+        let unknown = refusal(r#"{"sr":"a","vdi":"b","size":4096}"#);
+        assert!(unknown.contains("`size`") && unknown.contains("`new_size`"), "{unknown}");
+        assert!(refusal(r#"{"sr":"a","vdi":"b"}"#).contains("missing field `new_size`"));
+        let wrong = refusal(r#"{"sr":"a","vdi":"b","new_size":"big"}"#);
+        assert!(wrong.contains("parameter `new_size`") && wrong.contains("i64"), "{wrong}");
+        assert!(refusal(r#"{"sr":"a","vdi":7,"new_size":1}"#).contains("parameter `vdi`"));
+        assert!(refusal(r#"{"sr":"a","vdi":"b","new_size":1.0}"#).contains("`new_size`"));
+        assert!(refusal(r#"["a","b",4096]"#).contains("named"));
+        assert!(refusal("7").contains("named"));
+    }
+
+    #[test]
+    fn no_parameters_may_be_left_out() {
+        for text in [None, Some("null"), Some("{}"), Some(r#"{"dbg":"x"}"#)] {
+            assert!(parse::<NoParams>("SR.list", text).is_ok(), "{text:?}");
+        }
+        assert!(parse::<NoParams>("SR.list", Some("[]")).is_err());
+    }
+}

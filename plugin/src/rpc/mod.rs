@@ -1,0 +1,44 @@
+//! The JSON-RPC door: a unix socket, HTTP and WebSocket, the methods of the table.
+//!
+//! It translates and never decides. A handler may be dropped at any await, when its client hangs up;
+//! whatever changes something is therefore done by an actor, or in a task of its own ([`to_the_end`]).
+
+mod admin;
+pub mod diagnostics;
+pub mod listen;
+pub mod methods;
+pub mod peer;
+mod smapi2;
+
+use crate::sr::Srs;
+use crate::vdi::Registry;
+use std::sync::Arc;
+use tracing::Instrument;
+use zerotap_rpc_schema::StorageError;
+
+/// What the handlers reach.
+#[derive(Debug)]
+pub struct Core {
+    /// The SRs.
+    pub srs: Arc<Srs>,
+    /// The VDIs.
+    pub registry: Arc<Registry>,
+    /// `xen` or `sim`.
+    pub host: String,
+    /// The host's boot id.
+    pub boot_id: String,
+    /// Since when the daemon runs, RFC 3339.
+    pub since: String,
+}
+
+/// Does work that must not break off halfway when the caller hangs up.
+///
+/// # Errors
+/// The work's own.
+pub async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, StorageError>> + Send + 'static,
+) -> Result<T, StorageError> {
+    let work = tokio::spawn(work.in_current_span());
+    let broke_off = |error| StorageError::Internal(format!("the operation broke off: {error}"));
+    work.await.map_err(broke_off)?
+}

@@ -1,0 +1,178 @@
+//! SMAPIv2's methods: each handler names the core's call for it.
+
+use crate::rpc::methods::Table;
+use crate::rpc::{Core, diagnostics, to_the_end};
+use crate::sr::file::SrEdit;
+use crate::vdi::VdiId;
+use crate::vdi::actor::Edit;
+use std::sync::Arc;
+use zerotap_rpc_schema::smapi2::{
+    Mode, Pairs, ProbeResult, QueryResult, SrCreateParams, VdiAttachParams,
+};
+use zerotap_rpc_schema::{StorageError, table};
+
+/// What this version does, in SMAPI's words; nothing that it does not do yet.
+const FEATURES: &[&str] = &[
+    "SR_CREATE",
+    "SR_DELETE",
+    "SR_ATTACH",
+    "SR_DETACH",
+    "SR_SCAN",
+    "SR_PROBE",
+    "SR_UPDATE",
+    "VDI_CREATE",
+    "VDI_DELETE",
+    "VDI_ATTACH",
+    "VDI_DETACH",
+    "VDI_ACTIVATE",
+    "VDI_ACTIVATE_READONLY",
+    "VDI_DEACTIVATE",
+    "VDI_UPDATE",
+    "VDI_RESIZE",
+    "LARGE_VDI",
+    "THIN_PROVISIONING",
+];
+
+pub(super) fn add_to(table: &mut Table) {
+    query(table);
+    repositories(table);
+    volumes(table);
+    datapaths(table);
+}
+
+fn query(table: &mut Table) {
+    table.add::<table::QueryQuery, _, _>(|_, _| async { Ok(about()) });
+    table.add::<table::QueryDiagnostics, _, _>(|core, _| async move {
+        diagnostics::report(&core).await
+    });
+}
+
+fn about() -> QueryResult {
+    let path = "Absolute path of a directory, on a file system that can do direct I/O";
+    QueryResult {
+        driver: "zerotap".into(),
+        name: "zerotap".into(),
+        description: "Zero-copy datapath from guests' memory to files and block devices".into(),
+        vendor: "zerotap".into(),
+        copyright: "GPL-3.0-only".into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        required_api_version: "5.0".into(),
+        features: FEATURES.iter().map(ToString::to_string).collect(),
+        configuration: Pairs::from([("path".into(), path.into())]),
+        required_cluster_stack: vec![],
+        supported_image_formats: vec!["raw".into()],
+        smapi_version: "SMAPIv3".into(),
+    }
+}
+
+fn repositories(table: &mut Table) {
+    table.add::<table::SrCreate, _, _>(|core, params| to_the_end(create_sr(core, params)));
+    table.add::<table::SrAttach, _, _>(|core, params| {
+        to_the_end(async move { core.srs.attach(&params.sr, &params.device_config).await })
+    });
+    table.add::<table::SrDetach, _, _>(|core, params| {
+        to_the_end(async move { core.srs.detach(&params.sr).await })
+    });
+    table.add::<table::SrDestroy, _, _>(|core, params| {
+        to_the_end(async move { core.srs.destroy(&params.sr).await })
+    });
+    table.add::<table::SrStat, _, _>(|core, params| async move {
+        core.srs.get(&params.sr)?.run(|file| file.stat()).await
+    });
+    table.add::<table::SrList, _, _>(|core, _| async move { Ok(core.srs.list()) });
+    table.add::<table::SrScan2, _, _>(|core, params| async move {
+        core.srs.get(&params.sr)?.run(|file| file.scan()).await
+    });
+    table.add::<table::SrProbe, _, _>(|_, params| async move {
+        crate::sr::probe(&params.device_config).await.map(ProbeResult::Probe)
+    });
+    table.add::<table::SrSetNameLabel, _, _>(|core, params| {
+        to_the_end(edit_sr(core, params.sr, SrEdit::NameLabel(params.new_name_label)))
+    });
+    table.add::<table::SrSetNameDescription, _, _>(|core, params| {
+        to_the_end(edit_sr(core, params.sr, SrEdit::NameDescription(params.new_name_description)))
+    });
+}
+
+async fn create_sr(core: Arc<Core>, params: SrCreateParams) -> Result<Pairs, StorageError> {
+    let SrCreateParams { sr, name_label, name_description, device_config, .. } = params;
+    core.srs.create(&sr, &device_config, name_label, name_description).await?;
+    Ok(device_config)
+}
+
+async fn edit_sr(core: Arc<Core>, sr: String, edit: SrEdit) -> Result<(), StorageError> {
+    let lock = core.srs.lock(&sr);
+    let _alone = lock.write().await;
+    tracing::info!(sr, ?edit, "SR's record changes");
+    core.srs.get(&sr)?.run(move |file| file.edit(edit)).await
+}
+
+fn volumes(table: &mut Table) {
+    table.add::<table::VdiCreate, _, _>(|core, params| async move {
+        core.registry.create(&params.sr, params.vdi_info).await
+    });
+    table.add::<table::VdiDestroy, _, _>(|core, params| async move {
+        core.registry.destroy(&VdiId::new(params.sr, params.vdi)).await
+    });
+    table.add::<table::VdiStat, _, _>(|core, params| async move {
+        core.srs.get(&params.sr)?.run(move |file| file.volume_info(&params.vdi)).await
+    });
+    table.add::<table::VdiResize, _, _>(|core, params| async move {
+        core.registry.resize(&VdiId::new(params.sr, params.vdi), params.new_size).await
+    });
+    table.add::<table::VdiSetNameLabel, _, _>(|core, params| {
+        edit_vdi(core, params.sr, params.vdi, Edit::NameLabel(params.new_name_label))
+    });
+    table.add::<table::VdiSetNameDescription, _, _>(|core, params| {
+        edit_vdi(core, params.sr, params.vdi, Edit::NameDescription(params.new_name_description))
+    });
+    table.add::<table::VdiSetContentId, _, _>(|core, params| {
+        edit_vdi(core, params.sr, params.vdi, Edit::ContentId(params.content_id))
+    });
+    table.add::<table::VdiAddToSmConfig, _, _>(|core, params| {
+        let edit = Edit::SetSmConfig { key: params.key, value: params.value };
+        edit_vdi(core, params.sr, params.vdi, edit)
+    });
+    table.add::<table::VdiRemoveFromSmConfig, _, _>(|core, params| {
+        edit_vdi(core, params.sr, params.vdi, Edit::RemoveSmConfig { key: params.key })
+    });
+}
+
+async fn edit_vdi(
+    core: Arc<Core>,
+    sr: String,
+    vdi: String,
+    edit: Edit,
+) -> Result<(), StorageError> {
+    core.registry.edit(&VdiId::new(sr, vdi), edit).await
+}
+
+fn datapaths(table: &mut Table) {
+    table.add::<table::VdiAttach, _, _>(|core, params| async move {
+        let VdiAttachParams { dp, sr, vdi, vm, read_write, .. } = params;
+        let mode = if read_write { Mode::ReadWrite } else { Mode::ReadOnly };
+        core.registry.attach(&VdiId::new(sr, vdi), dp, vm, mode).await
+    });
+    table.add::<table::VdiActivate, _, _>(|core, params| async move {
+        core.registry.activate(&VdiId::new(params.sr, params.vdi), params.dp, false).await
+    });
+    table.add::<table::VdiActivateReadonly, _, _>(|core, params| async move {
+        core.registry.activate(&VdiId::new(params.sr, params.vdi), params.dp, true).await
+    });
+    table.add::<table::VdiDeactivate, _, _>(|core, params| async move {
+        core.registry.deactivate(&VdiId::new(params.sr, params.vdi), params.dp).await
+    });
+    table.add::<table::VdiDetach, _, _>(|core, params| async move {
+        core.registry.detach(&VdiId::new(params.sr, params.vdi), params.dp).await
+    });
+    table.add::<table::DpDestroy, _, _>(|core, params| async move {
+        let vdi = VdiId::new(params.sr, params.vdi);
+        core.registry.destroy_datapath(&vdi, params.dp, params.allow_leak).await
+    });
+    table.add::<table::DpAttachInfo, _, _>(|core, params| async move {
+        core.registry.attach_info(&VdiId::new(params.sr, params.vdi), &params.dp).await
+    });
+    table.add::<table::DpStatVdi, _, _>(|core, params| async move {
+        core.registry.stat(&VdiId::new(params.sr, params.vdi)).await
+    });
+}
