@@ -96,7 +96,9 @@ impl Worker {
     pub fn run(mut self) -> std::io::Result<()> {
         let mut completions: Vec<Completion> = Vec::with_capacity(1024);
         while !self.finished() {
-            self.engine.submit_and_wait(&mut completions)?;
+            // A device that has more to do at once is not kept waiting for a completion.
+            let wanted = usize::from(!self.touched.contains(&true));
+            self.engine.submit_and_wait(wanted, &mut completions)?;
             let now_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
             for device in self.devices.iter_mut().flatten() {
                 device.set_now(now_us);
@@ -136,7 +138,7 @@ impl Worker {
             }
             let Some(device) = &mut self.devices[number] else { continue };
             device.flush_answers();
-            device.sweep(&mut self.engine);
+            self.touched[number] = device.sweep(&mut self.engine);
             // Refusals are answered by the sweep itself.
             device.flush_answers();
             if device.drained() {

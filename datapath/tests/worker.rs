@@ -50,9 +50,8 @@ fn indirect_requests_move_a_mebibyte() {
         let pages: Vec<(u32, u8, u8)> = (0..256).map(|n| (100 + n, 0, 7)).collect();
         (0..256).for_each(|n| front.fill(100 + n, n as u8));
         assert_eq!(front.indirect(OP_WRITE, 0, &pages), STATUS_OKAY);
-        for n in 0..256 {
-            assert_eq!(rig.image()[n * 4096], n as u8);
-        }
+        let image = rig.image();
+        (0..256).for_each(|n| assert_eq!(image[n * 4096], n as u8));
         let back: Vec<(u32, u8, u8)> = (0..256).map(|n| (400 + n, 0, 7)).collect();
         assert_eq!(front.indirect(OP_READ, 0, &back), STATUS_OKAY);
         assert_eq!(front.page(400 + 255), vec![255; 4096]);

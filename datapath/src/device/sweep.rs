@@ -4,6 +4,7 @@ use super::slot::Step;
 use super::{Device, State};
 use crate::engine::Engine;
 use crate::ring::abi::{SEGMENT_BYTES, STATUS_ERROR, Segment};
+use crate::ring::back::RingBroken;
 use crate::ring::request::{
     Refusal, Source, Transfer as Direction, answered_operation, judge, judge_segments,
 };
@@ -13,10 +14,14 @@ use crate::xen::{Access, CopyOut, GRANTS_PER_MAP_MAX};
 use rustix::io::Errno;
 
 impl Device {
-    /// Serves all that the ring has, until it is empty and the next event is waited for.
-    pub fn sweep(&mut self, engine: &mut Engine) {
-        while self.state == State::Serving {
-            match self.take_all() {
+    /// Serves what the ring has, until it is empty and the next event is waited for, or as many
+    /// requests were taken as it has entries: a guest that never stops producing must not keep the
+    /// worker from the others. True in that case: there may be more.
+    #[must_use]
+    pub fn sweep(&mut self, engine: &mut Engine) -> bool {
+        let mut budget = self.ring.entries();
+        while self.state == State::Serving && budget > 0 {
+            match self.take_all(&mut budget) {
                 Ok(()) => {}
                 Err(broken) => return self.give_up(&broken),
             }
@@ -27,29 +32,35 @@ impl Device {
                 continue;
             }
             if self.barrier.is_some() {
-                return;
+                return false;
             }
             match self.ring.sleep() {
                 Ok(true) => {}
-                Ok(false) => return self.arm(engine),
+                Ok(false) => {
+                    self.arm(engine);
+                    return false;
+                }
                 Err(broken) => return self.give_up(&broken),
             }
         }
         if self.state == State::Draining {
             self.cancel_event_when_idle(engine);
         }
+        self.state == State::Serving
     }
 
-    fn give_up(&mut self, why: &crate::ring::back::RingBroken) {
+    fn give_up(&mut self, why: &RingBroken) -> bool {
         tracing::error!(vbd = %self.vbd, %why, "the frontend broke the ring; it is served no more");
         self.state = State::Broken;
+        false
     }
 
     /// Takes requests into slots; what is refused is answered at once.
-    fn take_all(&mut self) -> Result<(), crate::ring::back::RingBroken> {
+    fn take_all(&mut self, budget: &mut u32) -> Result<(), RingBroken> {
         let mut fetches = 0;
-        while self.barrier.is_none() {
+        while self.barrier.is_none() && *budget > 0 {
             let Some(descriptor) = self.ring.take()? else { break };
+            *budget -= 1;
             let operation = answered_operation(&descriptor);
             let token = Token::new(descriptor.id, operation);
             let (plan, source) = match judge(&descriptor, &self.limits) {

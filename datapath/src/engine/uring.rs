@@ -150,13 +150,17 @@ impl Engine {
         unsafe { self.push(&entry.user_data(done.encode())) };
     }
 
-    /// Hands all to the kernel and sleeps until at least one operation has completed, then moves what
-    /// completed into `completions`.
+    /// Hands all to the kernel and sleeps until at least `wanted` operations have completed, then
+    /// moves what completed into `completions`.
     ///
     /// # Errors
     /// When the kernel refuses the ring itself.
-    pub fn submit_and_wait(&mut self, completions: &mut Vec<Completion>) -> std::io::Result<()> {
-        match self.ring.submit_and_wait(1) {
+    pub fn submit_and_wait(
+        &mut self,
+        wanted: usize,
+        completions: &mut Vec<Completion>,
+    ) -> std::io::Result<()> {
+        match self.ring.submit_and_wait(wanted) {
             Ok(_) => {}
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             // The completion queue overflowed: taking from it is the cure.
