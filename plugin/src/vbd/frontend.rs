@@ -1,0 +1,195 @@
+//! What a frontend publishes of its ring, read strictly.
+//!
+//! The guest writes these keys: any may be missing, huge, no number, no text. They become a
+//! [`RingParameters`] or a [`Fault`] here and travel no further as text. No I/O: the caller says how
+//! to look up a key. Called by `reading`.
+//! Source: xen/include/public/io/blkif.h; Linux drivers/block/xen-blkback/xenbus.c (`connect_ring`).
+
+use zerotap_rpc_schema::worker::{Abi, RingParameters};
+
+/// The highest ring order that is offered, as blkback and QEMU do: 16 pages.
+pub const RING_PAGE_ORDER_MAX: u32 = 4;
+/// The longest value that is looked at, bytes; blkback reads 63 of `protocol`.
+const VALUE_BYTES_MAX: usize = 63;
+
+/// What is wrong with a frontend's keys.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// A key that has to be there is not.
+    #[error("the frontend has written no {0}")]
+    Missing(String),
+    /// A key's value is no number of its range.
+    #[error("the frontend's {key} is no number from 0 to {max}")]
+    NotANumber {
+        /// Which.
+        key: String,
+        /// The end of its range.
+        max: u32,
+    },
+    /// The ring has more pages than were offered.
+    #[error("the frontend's ring-page-order {order} is above the {max} that was offered")]
+    TooLarge {
+        /// The frontend's.
+        order: u32,
+        /// Ours.
+        max: u32,
+    },
+    /// A layout of ring entries that is not known.
+    #[error("the frontend's protocol is neither x86_64-abi nor x86_32-abi")]
+    Protocol,
+    /// More rings than one, which was not offered.
+    #[error("the frontend wants {0} queues; one was offered")]
+    Queues(u32),
+}
+
+/// Which keys may matter, in an order in which they can be read.
+pub const KEYS: &[&str] = &[
+    "event-channel",
+    "protocol",
+    "ring-page-order",
+    "ring-ref",
+    "feature-persistent",
+    "multi-queue-num-queues",
+];
+
+/// Reads the ring's parameters. `key` answers a key's value, `None` when it is not there; a value
+/// that is no text is any that parses as nothing.
+///
+/// # Errors
+/// The first [`Fault`] found.
+pub fn parse<'a>(key: impl Fn(&str) -> Option<&'a str>) -> Result<RingParameters, Fault> {
+    if let Some(queues) = optional(&key, "multi-queue-num-queues", u32::MAX)?
+        && queues != 1
+    {
+        return Err(Fault::Queues(queues));
+    }
+    Ok(RingParameters {
+        ring_refs: ring_refs(&key)?,
+        port: required(&key, "event-channel")?,
+        protocol: protocol(key("protocol"))?,
+        persistent: optional(&key, "feature-persistent", 1)? == Some(1),
+    })
+}
+
+/// How many keys `ring-ref<n>` there are to read: none without a valid `ring-page-order`.
+#[must_use]
+pub fn numbered_ring_refs(ring_page_order: Option<&str>) -> u32 {
+    let order = ring_page_order.and_then(|value| number(value, RING_PAGE_ORDER_MAX));
+    order.map_or(0, |order| 1 << order)
+}
+
+/// `ring-page-order` decides, even when it is 0: with it the references are `ring-ref0` and on. A
+/// fall back to `ring-ref` could map what an earlier driver left there (blkback regression d75e7f63).
+fn ring_refs<'a>(key: &impl Fn(&str) -> Option<&'a str>) -> Result<Vec<u32>, Fault> {
+    match optional(key, "ring-page-order", u32::MAX)? {
+        None => Ok(vec![required(key, "ring-ref")?]),
+        Some(order) if order > RING_PAGE_ORDER_MAX => {
+            Err(Fault::TooLarge { order, max: RING_PAGE_ORDER_MAX })
+        }
+        Some(order) => (0..1 << order).map(|n| required(key, &format!("ring-ref{n}"))).collect(),
+    }
+}
+
+/// Absent means 32-bit on x86: the oldest frontends omit it (blkback and tapback read it so).
+fn protocol(value: Option<&str>) -> Result<Abi, Fault> {
+    match value {
+        None | Some("x86_32-abi") => Ok(Abi::X86_32),
+        // Arm's layout is the 64-bit one.
+        Some("x86_64-abi" | "arm-abi") => Ok(Abi::X86_64),
+        Some(_) => Err(Fault::Protocol),
+    }
+}
+
+fn required<'a>(key: &impl Fn(&str) -> Option<&'a str>, name: &str) -> Result<u32, Fault> {
+    optional(key, name, u32::MAX)?.ok_or_else(|| Fault::Missing(name.to_owned()))
+}
+
+fn optional<'a>(
+    key: &impl Fn(&str) -> Option<&'a str>,
+    name: &str,
+    max: u32,
+) -> Result<Option<u32>, Fault> {
+    let Some(value) = key(name) else { return Ok(None) };
+    let fault = || Fault::NotANumber { key: name.to_owned(), max };
+    number(value, max).map(Some).ok_or_else(fault)
+}
+
+/// A decimal number and nothing else: no sign, no space.
+#[must_use]
+pub fn number(value: &str, max: u32) -> Option<u32> {
+    let digits = value.len() <= VALUE_BYTES_MAX && value.bytes().all(|byte| byte.is_ascii_digit());
+    if digits { value.parse().ok().filter(|&number| number <= max) } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn read(keys: &[(&str, &str)]) -> Result<RingParameters, Fault> {
+        let keys: BTreeMap<_, _> = keys.iter().copied().collect();
+        parse(|key| keys.get(key).copied())
+    }
+
+    const PLAIN: &[(&str, &str)] = &[("event-channel", "9"), ("ring-ref", "8")];
+
+    #[test]
+    fn a_single_page_is_ring_ref_and_32_bit_by_default() {
+        let ring = read(PLAIN).unwrap();
+        let wanted = RingParameters {
+            ring_refs: vec![8],
+            port: 9,
+            protocol: Abi::X86_32,
+            persistent: false,
+        };
+        assert_eq!(ring, wanted);
+    }
+
+    #[test]
+    fn an_order_even_of_0_means_numbered_references() {
+        let stale = [PLAIN, &[("ring-page-order", "0")]].concat();
+        assert_eq!(read(&stale), Err(Fault::Missing("ring-ref0".to_owned())));
+        let fresh = [&stale[..], &[("ring-ref0", "77")]].concat();
+        assert_eq!(read(&fresh).unwrap().ring_refs, [77]);
+        let double = [&fresh[..], &[("ring-page-order", "1"), ("ring-ref1", "78")]].concat();
+        assert_eq!(read(&double).unwrap().ring_refs, [77, 78]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let with = |key, value| read(&[PLAIN, &[(key, value)]].concat());
+        assert_eq!(read(&PLAIN[..1]), Err(Fault::Missing("ring-ref".to_owned())));
+        assert_eq!(with("ring-page-order", "5"), Err(Fault::TooLarge { order: 5, max: 4 }));
+        assert_eq!(with("protocol", "mips-abi"), Err(Fault::Protocol));
+        assert_eq!(with("multi-queue-num-queues", "2"), Err(Fault::Queues(2)));
+        assert_eq!(with("multi-queue-num-queues", "0"), Err(Fault::Queues(0)));
+        assert!(with("multi-queue-num-queues", "1").is_ok());
+        for garbage in ["", "-1", "+1", " 1", "1 ", "0x1", "4294967296", "1\0", "①"] {
+            for key in ["ring-ref", "event-channel", "ring-page-order", "feature-persistent"] {
+                assert!(
+                    matches!(with(key, garbage), Err(Fault::NotANumber { .. })),
+                    "{key} {garbage}"
+                );
+            }
+        }
+        assert_eq!(with("feature-persistent", "1").unwrap().persistent, true);
+        assert_eq!(with("protocol", "x86_64-abi").unwrap().protocol, Abi::X86_64);
+    }
+
+    proptest! {
+        #[test]
+        fn no_value_makes_it_panic(values in prop::collection::vec("[0-9]{0,12}|\\PC{0,80}", 24)) {
+            let keys: Vec<String> = KEYS.iter().map(|key| (*key).to_owned())
+                .chain((0..18).map(|n| format!("ring-ref{n}"))).collect();
+            let lookup = |key: &str| {
+                let at = keys.iter().position(|known| known == key)?;
+                values.get(at).map(String::as_str).filter(|value| !value.is_empty())
+            };
+            if let Ok(ring) = parse(lookup) {
+                prop_assert!(ring.ring_refs.len().is_power_of_two() && ring.ring_refs.len() <= 16);
+            }
+            prop_assert!(numbered_ring_refs(Some(&values[0])) <= 16);
+        }
+    }
+}
