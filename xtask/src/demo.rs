@@ -70,10 +70,10 @@ impl Demo {
         self.call("VDI.attach3", &attach)?;
         self.call("VDI.activate3", &dp)?;
 
-        let mut guest = self.start_guest()?;
+        let mut guest = RunningGuest(self.start_guest()?);
         let place = json!({ "domid": DOMID, "device": DEVICE });
         self.call("VBD.plug", &json!({ "domid": DOMID, "device": DEVICE, "sr": SR, "vdi": vdi }))?;
-        let counters = self.watch(&mut guest)?;
+        let counters = self.watch(&mut guest.0)?;
         self.call("VBD.unplug", &place)?;
         if keep {
             self.call("VBD.list", &json!({}))?;
@@ -160,6 +160,16 @@ impl Demo {
         );
         println!("To end it: {}", self.host.how_to_end());
         self.host.keep();
+    }
+}
+
+/// A guest that ends with the story, however that ends.
+struct RunningGuest(Child);
+
+impl Drop for RunningGuest {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
