@@ -3,6 +3,7 @@
 use super::client::CallError;
 use std::io::ErrorKind;
 use zerotap_rpc_schema::StorageError;
+use zerotap_rpc_schema::smapi2::VdiState;
 
 /// The call failed.
 const FAILED: u8 = 1;
@@ -91,9 +92,15 @@ fn storage_remedy(error: &StorageError) -> Option<&'static str> {
              path=DIR` attaches one",
         ),
         StorageError::VdiDoesNotExist(_) => Some("`zerotap vdi ls` lists the VDIs"),
-        StorageError::IllegalTransition(_) => {
-            Some("`zerotap vdi show UUID` says which datapath holds the VDI and in which state")
-        }
+        StorageError::IllegalTransition(moved) => Some(match moved {
+            (VdiState::Detached, VdiState::Activated(_)) => {
+                "attach it first: `zerotap vdi attach`, with the same --dp, or --domid and --device"
+            }
+            (VdiState::Activated(_), VdiState::Detached) => {
+                "deactivate it first: `zerotap vdi deactivate`"
+            }
+            _ => "`zerotap vdi show UUID` says which datapath holds the VDI and in which state",
+        }),
         StorageError::Internal(_) => Some("the daemon's log says more"),
         _ => None,
     }
