@@ -5,7 +5,9 @@
 //! returned is on the disk. One connection: SQLite has one writer, so there is no waiting for locks.
 //!
 //! Every query is checked by the compiler against `.sqlx/`, and a test checks `.sqlx/` against
-//! `migrations/`. WHEN CHANGING A QUERY, renew it: `sqlx-prepare` in CONTRIBUTING.md.
+//! `migrations/`. WHEN CHANGING A QUERY, renew `.sqlx/` from the workspace's root:
+//! `rm -f .sqlx/* target/schema.db; cat migrations/*.sql | sqlite3 target/schema.db; touch plugin/src/main.rs;
+//! DATABASE_URL=sqlite:$PWD/target/schema.db SQLX_OFFLINE_DIR=$PWD/.sqlx cargo check -p zerotap`
 
 use crate::vdi::VdiId;
 use anyhow::{Context, Result};
@@ -436,3 +438,6 @@ fn read_state(state: &str, mode: &str) -> VdiState {
     let mode = if mode == "RW" { Mode::ReadWrite } else { Mode::ReadOnly };
     if state == "activated" { VdiState::Activated(mode) } else { VdiState::Attached(mode) }
 }
+
+#[cfg(test)]
+mod tests;

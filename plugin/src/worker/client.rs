@@ -248,3 +248,6 @@ async fn read_lines(stream: &UnixStream, waiting: &Waiting) -> io::Result<()> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
