@@ -14,3 +14,6 @@ mod volume;
 
 pub use id::VdiId;
 pub use registry::{Holder, Registry};
+
+#[cfg(test)]
+mod tests;
