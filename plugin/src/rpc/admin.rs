@@ -15,6 +15,14 @@ pub(super) fn add_to(table: &mut Table) {
     });
     table.add::<table::HostStatusMethod, _, _>(|core, _| async move { status(&core).await });
     table.add::<table::RpcDiscover, _, _>(|_, _| async { Ok(openrpc::document()) });
+    table.add::<table::VbdList, _, _>(|_, _| later("VBD.list"));
+    table.add::<table::VbdStatMethod, _, _>(|_, _| later("VBD.stat"));
+    table.add::<table::VbdPlug, _, _>(|_, _| later("VBD.plug"));
+    table.add::<table::VbdUnplug, _, _>(|_, _| later("VBD.unplug"));
+}
+
+async fn later<T>(method: &'static str) -> Result<T, StorageError> {
+    Err(StorageError::Unimplemented(method.into()))
 }
 
 async fn tell(entry: Entry) -> Worker {

@@ -43,6 +43,16 @@ impl Table {
         H: Fn(Arc<Core>, M::Params) -> F + Copy + Send + Sync + 'static,
         F: Future<Output = Result<M::Output, StorageError>> + Send + 'static,
     {
+        self.add_for_peer::<M, _, _>(move |core, _, params| handler(core, params));
+    }
+
+    /// The same, for a handler that must know who asks.
+    pub fn add_for_peer<M, H, F>(&mut self, handler: H)
+    where
+        M: Method,
+        H: Fn(Arc<Core>, Peer, M::Params) -> F + Copy + Send + Sync + 'static,
+        F: Future<Output = Result<M::Output, StorageError>> + Send + 'static,
+    {
         let registered = self.module.register_async_method(
             M::NAME,
             move |params, core, extensions| async move {
@@ -56,7 +66,10 @@ impl Table {
                     pid = peer.pid,
                     dbg
                 );
-                handler(core, params).instrument(span).await.map_err(|error| to_object(&error))
+                handler(core, peer, params)
+                    .instrument(span)
+                    .await
+                    .map_err(|error| to_object(&error))
             },
         );
         registered.expect("a method is added once");

@@ -42,3 +42,6 @@ pub async fn to_the_end<T: Send + 'static>(
     let broke_off = |error| StorageError::Internal(format!("the operation broke off: {error}"));
     work.await.map_err(broke_off)?
 }
+
+#[cfg(test)]
+mod tests;
