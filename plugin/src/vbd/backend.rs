@@ -17,11 +17,14 @@ use zerotap_rpc_schema::worker::{ImageInfo, RingParameters};
 
 const NOT_READY: &str = "hotplug-status is not `connected` yet: the toolstack's script has not \
                          finished, or there is none for this kind";
+const NO_DOMAIN: &str = "there is no such domain yet, or no more: remove the device's directories if \
+                         there will be none";
 const NO_WORKER: &str = "no worker serves the VDI: activate it (VDI.activate3), the guest waits";
 const LOST: &str = "the worker that served this guest's ring is gone, and its requests with it: the \
                     guest's disk stands still until the guest is restarted, or the VBD is unplugged \
                     (VBD.unplug with force) and plugged again";
-const BROKEN: &str = "the guest broke the ring's rules and is not served any more: its driver has to \
+/// What a ring that the guest broke is reported as.
+pub const BROKEN: &str = "the guest broke the ring's rules and is not served any more: its driver has to \
                       connect anew, or restart the guest";
 const GARBAGE: &str =
     "the guest has written garbage into its state: its driver has to connect anew";
@@ -31,6 +34,8 @@ const GARBAGE: &str =
 pub struct Sight {
     /// Ours; `None` once the toolstack has removed it.
     pub backend: Option<BackendSight>,
+    /// Whether xenstored knows the guest's domain.
+    pub alive: bool,
     /// The guest's `state`; `None` when it is not there.
     pub frontend_state: Option<String>,
     /// The ring that the guest has published; `None` unless [`Backend::wants_ring`].
@@ -87,8 +92,6 @@ pub enum Event {
     Published(Result<(), PublishError>),
     /// The guest broke the ring's rules; the worker stopped serving it.
     RingBroken,
-    /// The domain is no more.
-    DomainGone,
     /// The operator wants the device gone, whatever the guest thinks.
     Forced,
 }
@@ -197,7 +200,8 @@ pub struct Backend {
     refused: Option<(Result<RingParameters, Fault>, String)>,
     complained: bool,
     broken: bool,
-    domain_gone: bool,
+    /// The domain was seen alive.
+    alive_once: bool,
     forced: bool,
     /// The toolstack made the directory anew while a ring of the old one was served.
     stale: bool,
@@ -223,7 +227,7 @@ impl Backend {
             refused: None,
             complained: false,
             broken: false,
-            domain_gone: false,
+            alive_once: false,
             forced: false,
             stale: false,
             removed: false,
@@ -301,7 +305,6 @@ impl Backend {
             }
             Event::Published(outcome) => self.published(outcome),
             Event::RingBroken => self.broken = self.connected_ring().is_some(),
-            Event::DomainGone => self.domain_gone = true,
             Event::Forced => self.forced = true,
         }
     }
@@ -309,6 +312,7 @@ impl Backend {
     fn see(&mut self, sight: Sight) {
         self.look_first = false;
         self.removed = false;
+        self.alive_once |= sight.alive;
         let is_new = |sight: &Sight| {
             let state = sight.backend.as_ref().and_then(|backend| backend.state.as_deref());
             state.and_then(State::parse) == Some(State::Initialising)
@@ -432,8 +436,8 @@ impl Backend {
         if connected && (self.stale || self.serving == Serving::Leaving) {
             return Verdict::act(Action::Disconnect);
         }
-        if self.domain_gone || self.forced {
-            return self.close(backend);
+        if self.forced || self.domain_gone(sight, backend) {
+            return self.close(sight, backend);
         }
         let Some(state) = &backend.state else { return Verdict::wait() };
         use State::{Closed, Closing, Connected, InitWait, Initialised, Initialising, Unknown};
@@ -450,8 +454,8 @@ impl Backend {
         match State::parse(frontend) {
             // The toolstack writes the frontend's directory at the same time.
             Some(Unknown) if own == Initialising => Verdict::wait(),
-            Some(Unknown | Closed) => self.close(backend),
-            Some(Initialising) => self.offer(backend, own),
+            Some(Unknown | Closed) => self.close(sight, backend),
+            Some(Initialising) => self.offer(sight, backend, own),
             Some(Initialised | Connected) if connected => self.serve(sight, backend, own),
             Some(Initialised | Connected) => self.connect(sight, backend, own),
             Some(Closing) if matches!(own, InitWait | Initialised | Connected) => {
@@ -465,10 +469,10 @@ impl Backend {
     }
 
     /// The frontend is at its beginning, for the first time or again (driver reload, kexec, resume).
-    fn offer(&self, backend: &BackendSight, own: State) -> Verdict {
+    fn offer(&self, sight: &Sight, backend: &BackendSight, own: State) -> Verdict {
         if !backend.online && own != State::Initialising {
             // Never connected, or done: there is nothing that the guest could have to let go of.
-            return self.close(backend);
+            return self.close(sight, backend);
         }
         if self.connected_ring().is_some() {
             return Verdict::act(Action::Disconnect);
@@ -476,6 +480,7 @@ impl Backend {
         match &self.serving {
             _ if own == State::InitWait => Verdict::wait(),
             _ if !backend.ready => Verdict::trouble(NOT_READY),
+            _ if !sight.alive => Verdict::trouble(NO_DOMAIN),
             Serving::Ready(worker) if worker.read_only && !self.read_only => Verdict::trouble(
                 "the VDI is activated read-only and the VBD is read-write: activate it read-write \
                  (VDI.activate3) or plug the VBD read-only",
@@ -510,7 +515,7 @@ impl Backend {
     /// The frontend has a ring that nobody serves.
     fn connect(&self, sight: &Sight, backend: &BackendSight, own: State) -> Verdict {
         if !backend.online && matches!(own, State::Closing | State::Closed) {
-            return self.close(backend);
+            return self.close(sight, backend);
         }
         let live = sight.frontend_state.as_deref().and_then(State::parse) == Some(State::Connected)
             && matches!(own, State::Connected | State::Closing);
@@ -538,16 +543,24 @@ impl Backend {
     }
 
     /// Lets go of the guest, then says so.
-    fn close(&self, backend: &BackendSight) -> Verdict {
+    fn close(&self, sight: &Sight, backend: &BackendSight) -> Verdict {
         let state = backend.state.as_deref().and_then(State::parse);
         match state {
             _ if self.connected_ring().is_some() => Verdict::act(Action::Disconnect),
-            Some(State::Closed) if self.domain_gone && self.ours && !self.removed => {
+            Some(State::Closed)
+                if self.ours && !self.removed && self.domain_gone(sight, backend) =>
+            {
                 Verdict::act(Action::RemoveDirectories)
             }
             None | Some(State::Closed) => Verdict::wait(),
             Some(_) => self.publish(backend, Publication::State(State::Closed)),
         }
+    }
+
+    /// A device may be made before its domain, but is not offered then.
+    fn domain_gone(&self, sight: &Sight, backend: &BackendSight) -> bool {
+        let new = backend.state.as_deref().and_then(State::parse) == Some(State::Initialising);
+        !sight.alive && (self.alive_once || !new)
     }
 
     fn publish(&self, backend: &BackendSight, what: Publication) -> Verdict {

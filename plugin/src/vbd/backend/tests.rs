@@ -33,6 +33,7 @@ struct World {
     keys: Result<RingParameters, Fault>,
     /// What the worker serves.
     served: Option<RingParameters>,
+    alive: bool,
     worker_alive: bool,
     pending: Vec<Action>,
     complaint: String,
@@ -49,6 +50,7 @@ impl World {
             frontend: Some("1".into()),
             keys: Ok(ring(5)),
             served: None,
+            alive: true,
             worker_alive: false,
             pending: Vec::new(),
             complaint: String::new(),
@@ -109,6 +111,7 @@ impl World {
         let wants = self.machine().wants_ring(self.frontend.as_deref());
         let sight = Sight {
             backend: self.backend.clone(),
+            alive: self.alive,
             frontend_state: self.frontend.clone(),
             ring: wants.then(|| self.keys.clone()),
         };
@@ -433,16 +436,27 @@ fn a_worker_that_leaves_is_followed_by_another_on_the_same_ring() {
 #[test]
 fn a_domain_that_dies_leaves_nothing() {
     let mut world = World::connected();
-    world.tell(Event::DomainGone);
+    world.alive = false;
     world.settle();
     assert!(world.ended && world.served.is_none() && world.backend.is_none());
     // A toolstack's own kind is the toolstack's to remove.
     let mut world = World::connected();
     world.machine = Some(Backend::new(false, false));
     world.worker();
-    world.tell(Event::DomainGone);
+    world.alive = false;
     world.settle();
     assert_eq!((world.state(), world.served.is_some(), world.ended), ("6", false, false));
+}
+
+#[test]
+fn a_device_may_be_made_before_its_domain() {
+    let mut world = World::new();
+    world.alive = false;
+    world.worker();
+    assert_eq!((world.state(), world.machine().trouble()), ("1", Some(NO_DOMAIN)));
+    world.alive = true;
+    world.settle();
+    assert_eq!((world.state(), world.machine().trouble()), ("2", None));
 }
 
 #[test]
@@ -517,7 +531,7 @@ enum Move {
     WorkerDies,
     WorkerLeaves,
     Broken,
-    DomainGone,
+    Domain(bool),
     Forced,
     Act(bool),
     See,
@@ -535,7 +549,7 @@ fn any_move() -> impl Strategy<Value = Move> {
         1 => Just(Move::WorkerDies),
         1 => Just(Move::WorkerLeaves),
         1 => Just(Move::Broken),
-        1 => Just(Move::DomainGone),
+        1 => prop::bool::weighted(0.7).prop_map(Move::Domain),
         1 => Just(Move::Forced),
         8 => prop::bool::weighted(0.8).prop_map(Move::Act),
         8 => Just(Move::See),
@@ -569,7 +583,7 @@ impl World {
             }
             Move::WorkerLeaves => self.tell(Event::WorkerLeaves),
             Move::Broken => self.tell(Event::RingBroken),
-            Move::DomainGone => self.tell(Event::DomainGone),
+            Move::Domain(alive) => self.alive = *alive,
             Move::Forced => self.tell(Event::Forced),
             Move::Act(well) => self.act(*well),
             Move::See => self.see(),

@@ -1,0 +1,415 @@
+//! One VBD: the task that owns its machine, feeds it and does what it says.
+//!
+//! It decides nothing. Nothing it waits for keeps it from listening: everything that takes time runs
+//! beside it, xenstore's part one thing at a time, so that what was read is never older than what was
+//! written. Started by `watcher`, which pokes it; its status is read by `report` and `plug`.
+
+use super::address::Address;
+use super::backend::{Action, Backend, Event, PublishError, Worker};
+use super::disk::Disk;
+use super::pace::Pace;
+use super::publish::{self, Identity, OWN_KIND};
+use super::reading;
+use super::status::Status;
+use super::xenbus::State;
+use crate::worker::WorkerError;
+use crate::xenstore::{Batch, Store, StoreError, Watch};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use zerotap_rpc_schema::worker::VbdId;
+
+/// Messages that wait: a handful is all that the watcher ever sends.
+pub const MESSAGES_MAX: usize = 32;
+/// After a failed call, before the next try.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// What an actor is told.
+#[derive(Debug)]
+pub enum Message {
+    /// A worker serves the VDI.
+    Ready(Arc<dyn Disk>),
+    /// The worker of this id is about to be ended.
+    Releasing(String, oneshot::Sender<()>),
+    /// The worker of this id died.
+    Died(String),
+    /// Let go of the guest at once.
+    Force,
+    /// The ring turned out to be broken.
+    Broken,
+}
+
+/// What a job beside the actor came to.
+enum Done {
+    /// Of a worker.
+    Event(Event),
+    /// Of xenstore, whose turn is over.
+    Store(Asked),
+    /// The worker of this id has told what it serves.
+    Met(String, Worker, bool),
+    /// Time to look again.
+    Again,
+}
+
+/// What asking xenstore came to.
+enum Asked {
+    Event(Event),
+    Done,
+    Failed,
+}
+
+/// What is done with xenstore, in this order.
+enum Errand {
+    Publish(Batch),
+    Complain(String),
+    RemoveDirectories,
+}
+
+/// What an actor has for itself.
+pub struct Actor {
+    store: Arc<dyn Store>,
+    address: Address,
+    identity: Identity,
+    machine: Backend,
+    disk: Option<Arc<dyn Disk>>,
+    releasing: Option<oneshot::Sender<()>>,
+    jobs: JoinSet<Done>,
+    errands: VecDeque<Errand>,
+    /// xenstore is being asked.
+    asking: bool,
+    /// Both directories have to be read.
+    look: bool,
+    pace: Pace,
+    complained: bool,
+    /// The device is gone: what is left to do is done, then the task ends.
+    ending: bool,
+    status: watch::Sender<Status>,
+}
+
+/// How to reach an actor.
+pub struct Hold {
+    /// To tell it something.
+    pub messages: mpsc::Sender<Message>,
+    /// To have it look again; any number of times is as good as one.
+    pub poke: Arc<Notify>,
+    /// How it is.
+    pub status: watch::Receiver<Status>,
+}
+
+/// Starts the actor of a device; `ended` is called when the device is gone and nothing of it is left.
+pub fn start(
+    store: Arc<dyn Store>,
+    address: Address,
+    identity: Identity,
+    disk: Option<Arc<dyn Disk>>,
+    ended: impl FnOnce() + Send + 'static,
+) -> Hold {
+    let (messages, inbox) = mpsc::channel(MESSAGES_MAX);
+    let (sender, status) = watch::channel(Status::new(address.clone(), identity.clone()));
+    let poke = Arc::new(Notify::new());
+    let actor = Actor {
+        store,
+        machine: Backend::new(identity.read_only, address.kind == OWN_KIND),
+        address,
+        identity,
+        disk: None,
+        releasing: None,
+        jobs: JoinSet::new(),
+        errands: VecDeque::new(),
+        asking: false,
+        look: true,
+        pace: Pace::new(Instant::now()),
+        complained: false,
+        ending: false,
+        status: sender,
+    };
+    let run = actor.run(inbox, poke.clone(), disk);
+    tokio::spawn(async move {
+        run.await;
+        ended();
+    });
+    Hold { messages, poke, status }
+}
+
+impl Actor {
+    async fn run(
+        mut self,
+        mut inbox: mpsc::Receiver<Message>,
+        poke: Arc<Notify>,
+        disk: Option<Arc<dyn Disk>>,
+    ) {
+        let watch = self.watch_frontend(&poke);
+        if let Some(disk) = disk {
+            self.meet(disk);
+        }
+        while !self.ending || self.asking || !self.errands.is_empty() {
+            self.run_errands();
+            tokio::select! {
+                biased;
+                message = inbox.recv() => match message {
+                    Some(message) => self.hear(message),
+                    // The daemon stops: ring and xenstore stay as they are.
+                    None => break,
+                },
+                Some(done) = self.jobs.join_next() => match done {
+                    Ok(done) => self.finish(done),
+                    Err(error) => tracing::error!(vbd = %self.address.id, %error, "a job failed"),
+                },
+                () = poke.notified() => self.look = true,
+            }
+        }
+        drop(watch);
+        self.status.send_modify(|status| status.ended = self.ending);
+    }
+
+    /// The guest's `state` alone: what else it writes is read when its state says so.
+    fn watch_frontend(&self, poke: &Arc<Notify>) -> Watch {
+        let poke = poke.clone();
+        let path = format!("{}/state", self.address.frontend());
+        self.store.watch(&path, Arc::new(move |_| poke.notify_one()))
+    }
+
+    fn hear(&mut self, message: Message) {
+        let serves = |actor: &Self, id: &str| actor.disk.as_ref().is_some_and(|d| d.id() == id);
+        match message {
+            Message::Ready(disk) => self.meet(disk),
+            Message::Releasing(id, done) if serves(self, &id) => {
+                tracing::warn!(vbd = %self.address.id, worker = id, "the VDI is being deactivated");
+                self.releasing = Some(done);
+                self.step(Event::WorkerLeaves);
+            }
+            Message::Died(id) if serves(self, &id) => {
+                self.disk = None;
+                self.step(Event::WorkerDied);
+            }
+            // Of a worker that is not ours: nothing to let go of.
+            Message::Releasing(..) | Message::Died(_) => {}
+            Message::Force => self.step(Event::Forced),
+            Message::Broken => self.step(Event::RingBroken),
+        }
+        self.look = true;
+    }
+
+    /// Asks a worker what it serves, before it counts as ready.
+    fn meet(&mut self, disk: Arc<dyn Disk>) {
+        self.disk = Some(disk.clone());
+        let id = self.address.id;
+        self.jobs.spawn(async move {
+            loop {
+                match disk.connected().await {
+                    Ok(rings) => {
+                        let mine = rings.into_iter().find(|ring| ring.vbd == id);
+                        let broken = mine.as_ref().is_some_and(|ring| ring.broken);
+                        let worker = Worker {
+                            pid: disk.pid(),
+                            image: disk.image(),
+                            read_only: disk.read_only(),
+                            indirect_segments_max: disk.indirect_segments_max(),
+                            ring_page_order_max: disk.ring_page_order_max(),
+                            ring: mine.map(|ring| ring.ring),
+                        };
+                        return Done::Met(disk.id().to_owned(), worker, broken);
+                    }
+                    Err(WorkerError::Gone) => return Done::Event(Event::WorkerDied),
+                    Err(error) => tracing::warn!(vbd = %id, %error, "the worker does not tell"),
+                }
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
+        });
+    }
+
+    fn finish(&mut self, done: Done) {
+        match done {
+            Done::Event(event) => {
+                self.step(event);
+                self.look = true;
+            }
+            Done::Store(asked) => {
+                self.asking = false;
+                self.asked(asked);
+            }
+            Done::Met(id, worker, broken) => {
+                // Unless it died meanwhile, or another has come.
+                if self.disk.as_ref().is_some_and(|disk| disk.id() == id) {
+                    self.step(Event::WorkerReady(worker));
+                    if broken {
+                        self.step(Event::RingBroken);
+                    }
+                }
+                self.look = true;
+            }
+            Done::Again => self.look = true,
+        }
+    }
+
+    fn asked(&mut self, asked: Asked) {
+        match asked {
+            Asked::Done => {}
+            Asked::Failed => self.look_later(),
+            Asked::Event(event) => {
+                match &event {
+                    Event::Published(Err(PublishError::Changed)) => self.look = true,
+                    Event::Published(Err(PublishError::Failed(text))) => {
+                        tracing::warn!(vbd = %self.address.id, %text, "publishing failed");
+                        self.look_later();
+                    }
+                    _ => {}
+                }
+                self.step(event);
+            }
+        }
+    }
+
+    /// After a failure. When xenstored comes back its watches come first.
+    fn look_later(&mut self) {
+        self.jobs.spawn(async {
+            tokio::time::sleep(RETRY_PAUSE).await;
+            Done::Again
+        });
+    }
+
+    fn step(&mut self, event: Event) {
+        let empty = Backend::new(self.identity.read_only, false);
+        let (machine, actions) = std::mem::replace(&mut self.machine, empty).step(event);
+        self.machine = machine;
+        for action in actions {
+            tracing::debug!(vbd = %self.address.id, ?action, "acting");
+            self.act(action);
+        }
+        if !self.machine.holds_guest()
+            && let Some(done) = self.releasing.take()
+        {
+            // The VDI side may have stopped waiting.
+            let _ = done.send(());
+        }
+        self.tell();
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Connect(ring) => {
+                let (disk, id, read_only) =
+                    (self.disk.clone(), self.address.id, self.identity.read_only);
+                self.jobs.spawn(async move {
+                    let Some(disk) = disk else {
+                        return Done::Event(Event::Connected(Err("the worker is gone".to_owned())));
+                    };
+                    let outcome = disk.connect(id, ring, read_only).await;
+                    if let Err(WorkerError::Deadline { .. }) = outcome {
+                        // It may yet have done it.
+                        let_go(&*disk, id).await;
+                    }
+                    Done::Event(Event::Connected(outcome.map_err(|error| error.to_string())))
+                });
+            }
+            Action::Disconnect => {
+                let (disk, id) = (self.disk.clone(), self.address.id);
+                self.jobs.spawn(async move {
+                    let drained = match disk {
+                        Some(disk) => let_go(&*disk, id).await,
+                        None => false,
+                    };
+                    Done::Event(Event::Disconnected { drained })
+                });
+            }
+            Action::Publish { from, what } => {
+                let batch = publish::batch(&self.address, &self.identity, &from, &what);
+                self.errands.push_back(Errand::Publish(batch));
+            }
+            Action::Complain(text) => self.errands.push_back(Errand::Complain(text)),
+            Action::RemoveDirectories => self.errands.push_back(Errand::RemoveDirectories),
+            Action::End => {
+                if self.complained {
+                    self.errands.push_back(Errand::Complain(String::new()));
+                }
+                self.ending = true;
+            }
+        }
+    }
+
+    /// Starts the next thing to be done with xenstore, if its turn has come.
+    fn run_errands(&mut self) {
+        if self.asking {
+            return;
+        }
+        let (store, address) = (self.store.clone(), self.address.clone());
+        match self.errands.pop_front() {
+            Some(Errand::Publish(batch)) => self.ask(async move {
+                let outcome = store.transact(&batch).await.map_err(|error| match error {
+                    StoreError::Changed(_) => PublishError::Changed,
+                    other => PublishError::Failed(other.to_string()),
+                });
+                Asked::Event(Event::Published(outcome))
+            }),
+            Some(Errand::Complain(text)) => {
+                self.complained = !text.is_empty();
+                self.ask(async move {
+                    complain(&*store, &address, &text).await;
+                    Asked::Done
+                });
+            }
+            Some(Errand::RemoveDirectories) => self.ask(async move {
+                let mut batch = Batch::default();
+                batch.remove(address.frontend()).remove(address.backend());
+                store.transact(&batch).await.map_or(Asked::Failed, |()| Asked::Done)
+            }),
+            None if self.look => self.read(),
+            None => {}
+        }
+    }
+
+    fn ask(&mut self, errand: impl Future<Output = Asked> + Send + 'static) {
+        self.asking = true;
+        self.jobs.spawn(async move { Done::Store(errand.await) });
+    }
+
+    /// Reads both directories, at the pace that this device has left.
+    fn read(&mut self) {
+        self.look = false;
+        let (store, address) = (self.store.clone(), self.address.clone());
+        let (identity, machine) = (self.identity.clone(), self.machine.clone());
+        let pause = self.pace.next(Instant::now());
+        self.ask(async move {
+            tokio::time::sleep(pause).await;
+            match reading::sight(&*store, &address, &identity, &machine).await {
+                Ok(sight) => Asked::Event(Event::Seen(sight)),
+                Err(error) => {
+                    tracing::debug!(vbd = %address.id, %error, "not read");
+                    Asked::Failed
+                }
+            }
+        });
+    }
+
+    fn tell(&self) {
+        let (machine, disk) = (&self.machine, self.disk.as_ref());
+        self.status.send_if_modified(|status| status.update(machine, disk.map(|disk| &**disk)));
+    }
+}
+
+/// Has a worker let go, however long its disk takes. True when all that it took was answered.
+async fn let_go(disk: &dyn Disk, id: VbdId) -> bool {
+    loop {
+        match disk.disconnect(id).await {
+            Ok(()) => return true,
+            Err(WorkerError::Gone) => return false,
+            Err(error) => tracing::warn!(vbd = %id, %error, "the worker holds on to the guest"),
+        }
+        tokio::time::sleep(RETRY_PAUSE).await;
+    }
+}
+
+async fn complain(store: &dyn Store, address: &Address, text: &str) {
+    let node = address.error_node();
+    let outcome = if text.is_empty() {
+        store.remove(&node).await
+    } else {
+        tracing::warn!(vbd = %address.id, problem = text, "the guest's fault");
+        store.write(&node, text).await
+    };
+    if let Err(error) = outcome {
+        tracing::warn!(vbd = %address.id, %error, "the error node could not be written");
+    }
+}

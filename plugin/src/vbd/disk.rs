@@ -1,0 +1,150 @@
+//! What the VBD side needs of the VDI side: a worker, and the VDIs that have one.
+//!
+//! Traits, so that tests can put something simple in the place of processes.
+
+use crate::vdi::{Registry, VdiId};
+use crate::worker::{WorkerError, WorkerHandle, WorkerNews};
+use std::fmt::Debug;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use tokio::sync::oneshot;
+use zerotap_rpc_schema::StorageError;
+use zerotap_rpc_schema::worker::{Connected, ImageInfo, RingParameters, VbdCounters, VbdId};
+
+/// An answer that is not there yet.
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, WorkerError>> + Send + 'a>>;
+
+/// A worker that is ready. Each call has a deadline of its own.
+pub trait Disk: Debug + Send + Sync {
+    /// What it serves.
+    fn vdi(&self) -> &VdiId;
+    /// Its id.
+    fn id(&self) -> &str;
+    /// Its process.
+    fn pid(&self) -> u32;
+    /// Whether the image is open read-only.
+    fn read_only(&self) -> bool;
+    /// The image as it found it.
+    fn image(&self) -> ImageInfo;
+    /// The most segments that an indirect request may have.
+    fn indirect_segments_max(&self) -> u32;
+    /// The highest ring order that it maps.
+    fn ring_page_order_max(&self) -> u32;
+    /// The rings that it serves.
+    fn connected(&self) -> Answer<'_, Vec<Connected>>;
+    /// Has it serve a ring.
+    fn connect(&self, vbd: VbdId, ring: RingParameters, read_only: bool) -> Answer<'_, ()>;
+    /// Has it finish what it took and let go of the guest.
+    fn disconnect(&self, vbd: VbdId) -> Answer<'_, ()>;
+    /// Its counters.
+    fn stat(&self) -> Answer<'_, Vec<VbdCounters>>;
+}
+
+/// The VDIs of this host.
+pub trait Disks: Send + Sync {
+    /// The worker that serves a VDI. No I/O.
+    fn worker(&self, vdi: &VdiId) -> Option<Arc<dyn Disk>>;
+    /// The datapaths that hold a VDI.
+    fn holders<'a>(
+        &'a self,
+        vdi: &'a VdiId,
+    ) -> Pin<Box<dyn Future<Output = Result<Vec<String>, StorageError>> + Send + 'a>>;
+}
+
+/// What is to be known of workers as it happens.
+#[derive(Debug)]
+pub enum News {
+    /// One is ready.
+    Ready(Arc<dyn Disk>),
+    /// One is about to be ended: its rings are to be let go of, then `done` be sent.
+    Releasing {
+        /// Its id.
+        worker: String,
+        /// Its VDI.
+        vdi: VdiId,
+        /// To be sent when it serves no ring.
+        done: oneshot::Sender<()>,
+    },
+    /// One died.
+    Died {
+        /// Its id.
+        worker: String,
+        /// Its VDI.
+        vdi: VdiId,
+    },
+}
+
+impl From<WorkerNews> for News {
+    fn from(news: WorkerNews) -> Self {
+        match news {
+            WorkerNews::Ready(worker) => News::Ready(Arc::new(worker)),
+            WorkerNews::Releasing { worker, done } => {
+                News::Releasing { worker: worker.id().to_owned(), vdi: worker.vdi().clone(), done }
+            }
+            WorkerNews::Died { vdi, worker, text: _ } => News::Died { worker, vdi },
+        }
+    }
+}
+
+impl Disk for WorkerHandle {
+    fn vdi(&self) -> &VdiId {
+        self.vdi()
+    }
+
+    fn id(&self) -> &str {
+        self.id()
+    }
+
+    fn pid(&self) -> u32 {
+        self.pid()
+    }
+
+    fn read_only(&self) -> bool {
+        self.read_only()
+    }
+
+    fn image(&self) -> ImageInfo {
+        self.image()
+    }
+
+    fn indirect_segments_max(&self) -> u32 {
+        self.indirect_segments_max()
+    }
+
+    fn ring_page_order_max(&self) -> u32 {
+        self.ring_page_order_max()
+    }
+
+    fn connected(&self) -> Answer<'_, Vec<Connected>> {
+        Box::pin(self.connected())
+    }
+
+    fn connect(&self, vbd: VbdId, ring: RingParameters, read_only: bool) -> Answer<'_, ()> {
+        Box::pin(self.connect(vbd, ring, read_only))
+    }
+
+    fn disconnect(&self, vbd: VbdId) -> Answer<'_, ()> {
+        Box::pin(self.disconnect(vbd))
+    }
+
+    fn stat(&self) -> Answer<'_, Vec<VbdCounters>> {
+        Box::pin(self.stat())
+    }
+}
+
+impl Disks for Registry {
+    fn worker(&self, vdi: &VdiId) -> Option<Arc<dyn Disk>> {
+        self.worker(vdi).map(|worker| Arc::new(worker) as Arc<dyn Disk>)
+    }
+
+    fn holders<'a>(
+        &'a self,
+        vdi: &'a VdiId,
+    ) -> Pin<Box<dyn Future<Output = Result<Vec<String>, StorageError>> + Send + 'a>> {
+        Box::pin(async move {
+            let holders = self.holders(vdi).await?;
+            Ok(holders.into_iter().map(|holder| holder.dp).collect())
+        })
+    }
+}

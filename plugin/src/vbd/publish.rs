@@ -1,0 +1,159 @@
+//! What the backend writes, as batches: one transaction each, with the state that it leads to.
+//!
+//! No I/O. Every batch insists on the state that was seen, so that it neither overwrites what the
+//! toolstack wrote meanwhile nor brings back a directory that is gone.
+//! Source of keys and order: xen/include/public/io/blkif.h; Linux
+//! drivers/block/xen-blkback/xenbus.c (`connect`, `xen_blkbk_probe`).
+
+use super::address::Address;
+use super::backend::{Publication, Worker};
+use super::frontend::RING_PAGE_ORDER_MAX;
+use crate::vdi::VdiId;
+use crate::xenstore::{Batch, Guard};
+
+/// The backend kind of devices that `VBD.plug` makes.
+pub const OWN_KIND: &str = "zerotap";
+
+const VDISK_CDROM: u32 = 1;
+const VDISK_REMOVABLE: u32 = 2;
+const VDISK_READONLY: u32 = 4;
+
+/// What the toolstack wrote of a device and never changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The VDI.
+    pub vdi: VdiId,
+    /// Ordered read-only.
+    pub read_only: bool,
+    /// A CD drive.
+    pub cdrom: bool,
+    /// A removable medium.
+    pub removable: bool,
+}
+
+/// The batch that publishes `what`, provided that the backend's state is `from`.
+#[must_use]
+pub fn batch(address: &Address, identity: &Identity, from: &str, what: &Publication) -> Batch {
+    let mut batch = Batch::default();
+    let state = address.key("state");
+    batch.insist(Guard::Equals(state.clone(), from.to_owned()));
+    match what {
+        Publication::Offers(worker) => offers(&mut batch, address, worker),
+        Publication::Properties(worker) => properties(&mut batch, address, identity, worker),
+        Publication::State(_) => {}
+    }
+    batch.write(state, what.state());
+    batch
+}
+
+/// Before `InitWait`: a frontend reads them when it makes its ring.
+fn offers(batch: &mut Batch, address: &Address, worker: &Worker) {
+    let order = worker.ring_page_order_max.min(RING_PAGE_ORDER_MAX);
+    batch.write(address.key("max-ring-page-order"), order);
+    batch.write(address.key("feature-max-indirect-segments"), worker.indirect_segments_max);
+    if address.kind == OWN_KIND {
+        // Nobody's script does it for this kind.
+        batch.write(address.key("hotplug-status"), "connected");
+    }
+    batch.write(address.key("kthread-pid"), worker.pid);
+}
+
+/// Before `Connected`: a Linux frontend gathers sectors, sector-size and info, or gives up.
+fn properties(batch: &mut Batch, address: &Address, identity: &Identity, worker: &Worker) {
+    let image = worker.image;
+    let info = u32::from(identity.cdrom) * VDISK_CDROM
+        | u32::from(identity.removable) * VDISK_REMOVABLE
+        | u32::from(identity.read_only) * VDISK_READONLY;
+    // Capacity has to be a multiple of it.
+    let physical = u64::from(image.physical_sector_bytes.max(image.sector_bytes));
+    let fits = physical != 0 && image.sectors * 512 % physical == 0;
+    let physical =
+        if fits { image.physical_sector_bytes.max(image.sector_bytes) } else { image.sector_bytes };
+    batch
+        .write(address.key("feature-flush-cache"), 1)
+        .write(address.key("feature-barrier"), 1)
+        .write(address.key("feature-persistent"), 1)
+        .write(address.key("sectors"), image.sectors)
+        .write(address.key("info"), info)
+        .write(address.key("sector-size"), image.sector_bytes)
+        .write(address.key("physical-sector-size"), physical)
+        .write(address.key("kthread-pid"), worker.pid);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::xenbus::State;
+    use super::*;
+    use crate::xenstore::Change;
+    use zerotap_rpc_schema::worker::{ImageInfo, VbdId};
+
+    fn written(kind: &str, what: &Publication) -> Vec<String> {
+        let id = VbdId { domid: 5, devid: 51712 };
+        let address = Address { id, kind: kind.to_owned(), own: 0 };
+        let vdi = VdiId::new("s", "v");
+        let identity = Identity { vdi, read_only: true, cdrom: false, removable: true };
+        let batch = batch(&address, &identity, "1", what);
+        let state = format!("/local/domain/0/backend/{kind}/5/51712/state");
+        assert_eq!(batch.guards, [Guard::Equals(state, "1".to_owned())]);
+        let write = |change: &Change| match change {
+            Change::Write(path, value) => {
+                format!("{}={value}", path.rsplit('/').next().unwrap_or_default())
+            }
+            other => panic!("{other:?}"),
+        };
+        batch.changes.iter().map(write).collect()
+    }
+
+    fn worker(sectors: u64) -> Worker {
+        let image = ImageInfo {
+            sectors,
+            sector_bytes: 512,
+            physical_sector_bytes: 4096,
+            memory_align_bytes: 512,
+        };
+        Worker {
+            pid: 77,
+            image,
+            read_only: false,
+            indirect_segments_max: 256,
+            ring_page_order_max: 9,
+            ring: None,
+        }
+    }
+
+    #[test]
+    fn offers_come_before_init_wait() {
+        let mut wanted = [
+            "max-ring-page-order=4",
+            "feature-max-indirect-segments=256",
+            "kthread-pid=77",
+            "state=2",
+        ];
+        assert_eq!(written("qdisk", &Publication::Offers(worker(8))), wanted);
+        let ours = written(OWN_KIND, &Publication::Offers(worker(8)));
+        wanted[2] = "hotplug-status=connected";
+        assert_eq!(ours[..3], wanted[..3]);
+    }
+
+    #[test]
+    fn properties_come_before_connected() {
+        let all = written("qdisk", &Publication::Properties(worker(2048)));
+        assert_eq!(
+            all,
+            [
+                "feature-flush-cache=1",
+                "feature-barrier=1",
+                "feature-persistent=1",
+                "sectors=2048",
+                "info=6",
+                "sector-size=512",
+                "physical-sector-size=4096",
+                "kthread-pid=77",
+                "state=4",
+            ]
+        );
+        let odd = written("qdisk", &Publication::Properties(worker(2047)));
+        assert_eq!(odd[6], "physical-sector-size=512");
+        assert_eq!(written("qdisk", &Publication::State(State::Closed)), ["state=6"]);
+    }
+}

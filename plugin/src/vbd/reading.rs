@@ -1,0 +1,126 @@
+//! Reads a VBD's two directories from xenstore into what the machine understands.
+//!
+//! It decides nothing and writes nothing. What the guest wrote is parsed here and goes no further as
+//! text. Called by `actor` and `watcher`.
+
+use super::address::Address;
+use super::backend::{Backend, BackendSight, Sight};
+use super::frontend::{self, Fault};
+use super::publish::{Identity, OWN_KIND};
+use crate::vdi::VdiId;
+use crate::xenstore::{Store, StoreError, read_if_there};
+use std::collections::BTreeMap;
+use zerotap_rpc_schema::worker::RingParameters;
+
+/// What a backend directory turned out to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// A VBD of one of our VDIs.
+    Ours(Identity),
+    /// Somebody else's, or not there.
+    Foreign,
+    /// One of our VDIs, but the directory is not complete or not right; and why.
+    Wrong(String),
+}
+
+/// Reads who a backend directory is.
+///
+/// # Errors
+/// When xenstored does not answer.
+pub async fn identity(store: &dyn Store, address: &Address) -> Result<Found, StoreError> {
+    let Some(vdi) = vdi(store, address).await? else { return Ok(Found::Foreign) };
+    let key = async |name: &str| text(store, &address.key(name)).await;
+    let (frontend, wanted) = (key("frontend").await?, address.frontend());
+    if frontend.as_deref() != Some(&wanted) {
+        // Whoever could make us watch another domain's keys could make us map its pages.
+        return Ok(Found::Wrong(format!("its frontend is not {wanted}")));
+    }
+    let frontend_id = key("frontend-id").await?;
+    if frontend_id.is_some_and(|id| id != address.id.domid.to_string()) {
+        return Ok(Found::Wrong(format!("its frontend-id is not {}", address.id.domid)));
+    }
+    let read_only = match key("mode").await?.as_deref() {
+        Some("w") => false,
+        Some("r") => true,
+        _ => return Ok(Found::Wrong("its mode is neither r nor w".to_owned())),
+    };
+    let cdrom = key("device-type").await?.as_deref() == Some("cdrom");
+    let removable = key("removable").await?.as_deref() == Some("1");
+    Ok(Found::Ours(Identity { vdi, read_only: read_only || cdrom, cdrom, removable }))
+}
+
+/// The VDI that a backend directory means: `params`, or what xenopsd makes of a datapath's answer.
+async fn vdi(store: &dyn Store, address: &Address) -> Result<Option<VdiId>, StoreError> {
+    for key in ["params", "qemu-params"] {
+        let params = text(store, &address.key(key)).await?;
+        if let Some(vdi) = params.as_deref().and_then(VdiId::from_params) {
+            return Ok(Some(vdi));
+        }
+    }
+    Ok(None)
+}
+
+/// Reads both directories. A directory that has become another device's counts as gone.
+///
+/// # Errors
+/// When xenstored does not answer.
+pub async fn sight(
+    store: &dyn Store,
+    address: &Address,
+    identity: &Identity,
+    machine: &Backend,
+) -> Result<Sight, StoreError> {
+    let backend = backend(store, address, identity).await?;
+    let directory = address.frontend();
+    let alive = store.introduced(address.id.domid).await?;
+    let frontend_state = text(store, &format!("{directory}/state")).await?;
+    let ring = if backend.is_some() && machine.wants_ring(frontend_state.as_deref()) {
+        Some(ring(store, &directory).await?)
+    } else {
+        None
+    };
+    Ok(Sight { backend, alive, frontend_state, ring })
+}
+
+async fn backend(
+    store: &dyn Store,
+    address: &Address,
+    identity: &Identity,
+) -> Result<Option<BackendSight>, StoreError> {
+    if vdi(store, address).await?.as_ref() != Some(&identity.vdi) {
+        return Ok(None);
+    }
+    let key = async |name: &str| text(store, &address.key(name)).await;
+    let online = key("online").await?.as_deref() != Some("0");
+    let ready =
+        address.kind == OWN_KIND || key("hotplug-status").await?.as_deref() == Some("connected");
+    Ok(Some(BackendSight { state: key("state").await?, online, ready }))
+}
+
+/// Reads what the guest has published of its ring.
+async fn ring(
+    store: &dyn Store,
+    directory: &str,
+) -> Result<Result<RingParameters, Fault>, StoreError> {
+    let mut keys = BTreeMap::new();
+    let mut names: Vec<String> = frontend::KEYS.iter().map(|&name| name.to_owned()).collect();
+    let mut next = 0;
+    while let Some(name) = names.get(next).cloned() {
+        next += 1;
+        let Some(value) = text(store, &format!("{directory}/{name}")).await? else { continue };
+        if name == "ring-page-order" {
+            let count = frontend::numbered_ring_refs(Some(&value));
+            names.extend((0..count).map(|n| format!("ring-ref{n}")));
+        }
+        keys.insert(name, value);
+    }
+    Ok(frontend::parse(|name| keys.get(name).map(String::as_str)))
+}
+
+/// A value; what is no text, or may not be read, is as good as garbage.
+async fn text(store: &dyn Store, path: &str) -> Result<Option<String>, StoreError> {
+    match read_if_there(store, path).await {
+        Err(StoreError::NotText(_)) => Ok(Some("\u{fffd}".to_owned())),
+        other => other,
+    }
+}
