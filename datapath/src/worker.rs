@@ -9,6 +9,7 @@ use crate::engine::{Completion, Engine, Tag};
 use crate::image::Image;
 use crate::ring::request::INDIRECT_SEGMENTS_MAX;
 use crate::xen::Host;
+use rustix::fs::FlockOperation;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
@@ -315,6 +316,9 @@ impl Worker {
     /// Nothing is in flight: make all durable, then say so.
     fn end(mut self) -> std::io::Result<()> {
         rustix::fs::fdatasync(self.image.file())?;
+        // The daemon's fence. The process's end would release it too, but only after the kernel has
+        // taken io_uring apart, tens of milliseconds later.
+        rustix::fs::flock(self.image.file(), FlockOperation::Unlock)?;
         if let Some(waiter) = self.shutdown {
             self.reply(waiter, Answer::Done);
         }
