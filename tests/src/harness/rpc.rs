@@ -70,7 +70,6 @@ impl Rpc {
     ///
     /// # Panics
     /// When it succeeds, or fails otherwise than with an answer.
-    #[must_use]
     pub fn fails(&self, method: &str, params: &Value) -> RpcError {
         match self.raw(method, params) {
             Ok(value) => panic!("{method} {params} must fail, and answered {value}"),

@@ -160,8 +160,7 @@ impl State {
             _ if path.len() > RELATIVE_PATH_BYTES_MAX => return Err(Errno::EINVAL),
             _ => format!("{}/{path}", home(self.connections[&id].domid)),
         };
-        let special = path == "@introduceDomain" || path == "@releaseDomain";
-        if special || is_valid(&path) { Ok(path) } else { Err(Errno::EINVAL) }
+        if is_valid(&path) { Ok(path) } else { Err(Errno::EINVAL) }
     }
 
     /// Runs `body` on the tree that the transaction number means, and notes what it looked at.
@@ -190,7 +189,9 @@ impl State {
         message: &Message,
         body: impl FnOnce(&mut View<'_>, &str) -> Answer,
     ) -> Answer {
-        let path = self.absolute(id, one(&message.payload)?)?;
+        // The genuine daemon looks for the node that no name names.
+        let name = one(&message.payload).map_err(|_| Errno::ENOENT)?;
+        let path = self.absolute(id, name)?;
         self.with_view(id, message.transaction, |view| body(view, &path))
     }
 
@@ -253,7 +254,8 @@ impl State {
     fn watch(&mut self, id: u64, message: &Message, after: &mut After) -> Answer {
         let [given, token] =
             <[String; 2]>::try_from(strings(&message.payload)).map_err(|_| Errno::EINVAL)?;
-        let path = self.absolute(id, &given)?;
+        let special = given.starts_with('@');
+        let path = if special { given.clone() } else { self.absolute(id, &given)? };
         let connection = self.connection(id);
         let relative = !given.starts_with(['/', '@']);
         let prefix = if relative { home(connection.domid) + "/" } else { String::new() };

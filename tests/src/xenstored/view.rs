@@ -129,7 +129,8 @@ impl View<'_> {
             path: place,
             perms: vec![(node.perms, node.generation)],
         };
-        Ok(self.store.remove(path).into_iter().map(touched).collect())
+        // What is below goes first.
+        Ok(self.store.remove(path).into_iter().rev().map(touched).collect())
     }
 
     fn set_perms(&mut self, path: &str, perms: &Perms) -> Result<Vec<Touched>, Errno> {
