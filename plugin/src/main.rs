@@ -8,6 +8,8 @@ pub mod host;
 pub mod rpc;
 pub mod sr;
 pub mod state;
+pub mod vbd;
+pub mod vbd;
 pub mod vdi;
 pub mod worker;
 pub mod xenstore;
