@@ -10,6 +10,7 @@ use crate::rpc::listen::Door;
 use crate::rpc::{Core, methods};
 use crate::sr::Srs;
 use crate::state::{State, now};
+use crate::vbd::{VbdConfig, Vbds};
 use crate::vdi::{Registry, recover};
 use crate::worker::set::NEWS_QUEUED_MAX;
 use crate::worker::{Launcher, Workers};
@@ -55,7 +56,7 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
         tracing::warn!(?void, "the host has booted since: what was in use then is void");
     }
     let srs = Arc::new(Srs::restore(state.clone(), config.overcommit).await?);
-    let (news, mut received) = mpsc::channel(NEWS_QUEUED_MAX);
+    let (news, received) = mpsc::channel(NEWS_QUEUED_MAX);
     let launcher = Launcher {
         program: config.worker_program.clone(),
         dir: config.worker_dir(),
@@ -69,16 +70,12 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
         config.backend_kind.clone(),
     );
     recover::recover(&registry).await?;
-    tokio::spawn(async move {
-        while let Some(news) = received.recv().await {
-            if let crate::worker::WorkerNews::Releasing { done, .. } = news {
-                let _ = done.send(());
-            }
-        }
-    });
+    let kinds = vec![config.backend_kind.clone()];
+    let vbds = Vbds::start(VbdConfig { kinds }, Arc::clone(&registry), received);
     let core = Arc::new(Core {
         srs,
         registry: Arc::clone(&registry),
+        vbds: Arc::clone(&vbds),
         host: config.host.to_string(),
         boot_id,
         since: now(),
@@ -105,6 +102,7 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
     if tokio::time::timeout(STOP_DEADLINE, finished).await.is_err() {
         tracing::warn!("some calls have not finished; the next start of the daemon settles them");
     }
+    vbds.stop().await;
     state.close().await;
     if let Err(error) = std::fs::remove_file(&socket) {
         tracing::warn!("cannot remove {}: {error}", socket.display());

@@ -9,7 +9,6 @@ pub mod rpc;
 pub mod sr;
 pub mod state;
 pub mod vbd;
-pub mod vbd;
 pub mod vdi;
 pub mod worker;
 pub mod xenstore;

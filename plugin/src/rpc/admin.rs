@@ -15,14 +15,16 @@ pub(super) fn add_to(table: &mut Table) {
     });
     table.add::<table::HostStatusMethod, _, _>(|core, _| async move { status(&core).await });
     table.add::<table::RpcDiscover, _, _>(|_, _| async { Ok(openrpc::document()) });
-    table.add::<table::VbdList, _, _>(|_, _| later("VBD.list"));
-    table.add::<table::VbdStatMethod, _, _>(|_, _| later("VBD.stat"));
-    table.add::<table::VbdPlug, _, _>(|_, _| later("VBD.plug"));
-    table.add::<table::VbdUnplug, _, _>(|_, _| later("VBD.unplug"));
-}
-
-async fn later<T>(method: &'static str) -> Result<T, StorageError> {
-    Err(StorageError::Unimplemented(method.into()))
+    table.add::<table::VbdList, _, _>(|core, _| async move { core.vbds.list().await });
+    table.add::<table::VbdStatMethod, _, _>(
+        |core, params| async move { core.vbds.stat(params).await },
+    );
+    table.add_for_peer::<table::VbdPlug, _, _>(|core, peer, params| async move {
+        core.vbds.plug(params, peer.to_string()).await
+    });
+    table.add_for_peer::<table::VbdUnplug, _, _>(|core, peer, params| async move {
+        core.vbds.unplug(params, peer.to_string()).await
+    });
 }
 
 async fn tell(entry: Entry) -> Worker {
@@ -56,12 +58,12 @@ async fn status(core: &Core) -> Result<HostStatus, StorageError> {
         pid: std::process::id(),
         since: core.since.clone(),
         boot_id: core.boot_id.clone(),
-        xenstore: false,
+        xenstore: core.vbds.xenstore_alive(),
         engine: engine(),
         srs: count(core.srs.list().len()),
         vdis: count(vdis.len()),
         workers: count(core.registry.workers().len()),
-        vbds: 0,
+        vbds: count(core.vbds.connected().len()),
         trouble: diagnostics::trouble(core).await?,
     })
 }

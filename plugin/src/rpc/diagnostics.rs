@@ -64,6 +64,7 @@ pub async fn trouble(core: &Core) -> Result<Vec<Trouble>, StorageError> {
             all.push(unserved(vdi, &held.dp));
         }
     }
+    all.extend(core.vbds.trouble());
     Ok(all)
 }
 

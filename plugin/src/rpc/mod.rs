@@ -11,18 +11,20 @@ pub mod peer;
 mod smapi2;
 
 use crate::sr::Srs;
+use crate::vbd::Vbds;
 use crate::vdi::Registry;
 use std::sync::Arc;
 use tracing::Instrument;
 use zerotap_rpc_schema::StorageError;
 
 /// What the handlers reach.
-#[derive(Debug)]
 pub struct Core {
     /// The SRs.
     pub srs: Arc<Srs>,
     /// The VDIs.
     pub registry: Arc<Registry>,
+    /// The VBDs.
+    pub vbds: Arc<Vbds>,
     /// `xen` or `sim`.
     pub host: String,
     /// The host's boot id.

@@ -5,6 +5,7 @@ use crate::config::{Config, HostKind, ServeArgs};
 use crate::host::Host;
 use crate::rpc::listen::Door;
 use crate::state::State;
+use crate::vbd::{VbdConfig, Vbds};
 use crate::worker::{Launcher, Workers};
 use jsonrpsee::client_transport::ws::{Url, WsTransportClientBuilder};
 use jsonrpsee::core::client::{Client, ClientBuilder, ClientT};
@@ -35,7 +36,9 @@ async fn core(dir: &Path) -> Arc<Core> {
     let workers = Workers::new(news);
     let registry = Registry::new(state, Arc::clone(&srs), workers, launcher, "qdisk".into());
     let text = |text: &str| text.to_string();
-    Arc::new(Core { srs, registry, host: text("sim"), boot_id: text("b"), since: text("s") })
+    let kinds = vec![text("qdisk")];
+    let vbds = Vbds::start(VbdConfig { kinds }, Arc::clone(&registry), mpsc::channel(1).1);
+    Arc::new(Core { srs, registry, vbds, host: text("sim"), boot_id: text("b"), since: text("s") })
 }
 
 async fn serve() -> Served {
