@@ -11,7 +11,6 @@ use super::pace::Pace;
 use super::publish::{self, Identity, OWN_KIND};
 use super::reading;
 use super::status::Status;
-use super::xenbus::State;
 use crate::worker::WorkerError;
 use crate::xenstore::{Batch, Store, StoreError, Watch};
 use std::collections::VecDeque;

@@ -18,12 +18,14 @@ use crate::xenstore::{StoreError, read_if_there};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::admin::{Vbd, VbdPlugParams, VbdUnplugParams};
 use zerotap_rpc_schema::error::number;
 use zerotap_rpc_schema::worker::VbdId;
 
+/// How long a daemon that was just started may take to find xenstored.
+const START_DEADLINE: Duration = Duration::from_secs(2);
 /// How long a device may take to be offered to the guest.
 const OFFER_DEADLINE: Duration = Duration::from_secs(10);
 /// How long the guest may take to let go, unless the caller says otherwise.
@@ -106,7 +108,7 @@ impl Vbds {
     /// Checks everything that can be checked before anything is written.
     async fn plan(&self, params: &VbdPlugParams) -> Result<Plan, StorageError> {
         let what = format!("plug {} into domain {}", params.device, params.domid);
-        let address = self.address(params.domid, &params.device)?;
+        let address = self.address(params.domid, &params.device).await?;
         if params.domid == address.own {
             return Err(bad_request(format!(
                 "{what}: that is this host itself; use the image directly"
@@ -133,9 +135,12 @@ impl Vbds {
         Ok(Plan { address, device, vdi, read_only })
     }
 
-    fn address(&self, domid: u16, name: &str) -> Result<Address, StorageError> {
+    async fn address(&self, domid: u16, name: &str) -> Result<Address, StorageError> {
         let devid = device::devid(name).map_err(bad_request)?;
-        let Some(own) = *self.own.borrow() else {
+        // A call may come before the daemon has found xenstored.
+        let mut own = self.own.clone();
+        let found = timeout(START_DEADLINE, own.wait_for(Option::is_some)).await;
+        let Some(own) = found.ok().and_then(Result::ok).and_then(|own| *own) else {
             let away = StoreError::Away("not since this daemon was started".to_owned());
             return Err(failed(&format!("find {name} of domain {domid}"), &away));
         };
@@ -157,7 +162,7 @@ impl Vbds {
     }
 
     async fn unplug_now(&self, params: VbdUnplugParams, peer: &str) -> Result<(), StorageError> {
-        let address = self.address(params.domid, &params.device)?;
+        let address = self.address(params.domid, &params.device).await?;
         let id = address.id;
         let what = format!("unplug {} from domain {}", params.device, params.domid);
         if let Some(status) = self.find(id)
@@ -222,7 +227,7 @@ impl Vbds {
         let frontend = status.as_ref().and_then(|status| status.frontend_state.as_deref());
         let doing = match frontend.and_then(State::parse) {
             Some(State::Connected | State::Initialised) => {
-                "its driver has not reacted: is the domain paused, or hung?"
+                "its driver has not reacted, the domain may be paused or hung"
             }
             Some(State::Closing) => {
                 "its driver waits for the last user of the disk: unmount it in the guest"

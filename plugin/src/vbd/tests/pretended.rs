@@ -1,0 +1,189 @@
+//! A worker that only says that it serves, and a registry of such.
+
+use super::super::disk::{Answer, Disk, Disks};
+use crate::vdi::VdiId;
+use crate::worker::WorkerError;
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use tokio::sync::watch;
+use zerotap_rpc_schema::StorageError;
+use zerotap_rpc_schema::worker::{
+    Connected, Counters, ImageInfo, RingParameters, VbdCounters, VbdId,
+};
+
+#[derive(Debug)]
+pub(super) struct PretendedDisk {
+    id: String,
+    vdi: VdiId,
+    pub(super) read_only: bool,
+    rings: Mutex<BTreeMap<VbdId, (RingParameters, bool)>>,
+    calls: Mutex<Vec<String>>,
+    refuse: Mutex<Option<String>>,
+    alive: Mutex<bool>,
+    /// While true, no disconnect ends: the storage does not answer.
+    stuck: watch::Sender<bool>,
+    pub(super) broken: Mutex<bool>,
+}
+
+impl PretendedDisk {
+    pub(super) fn new(id: &str, vdi: VdiId) -> Arc<Self> {
+        Arc::new(PretendedDisk {
+            id: id.to_owned(),
+            vdi,
+            read_only: false,
+            rings: Mutex::default(),
+            calls: Mutex::default(),
+            refuse: Mutex::default(),
+            alive: Mutex::new(true),
+            stuck: watch::channel(false).0,
+            broken: Mutex::default(),
+        })
+    }
+
+    /// The ring of a VBD that it serves, and whether read-only.
+    pub(super) fn ring(&self, vbd: VbdId) -> Option<(RingParameters, bool)> {
+        self.rings.lock().unwrap().get(&vbd).cloned()
+    }
+
+    /// `connect` and `disconnect` as they came.
+    pub(super) fn calls(&self) -> Vec<String> {
+        self.calls.lock().unwrap().clone()
+    }
+
+    pub(super) fn refuse(&self, text: Option<&str>) {
+        *self.refuse.lock().unwrap() = text.map(str::to_owned);
+    }
+
+    pub(super) fn die(&self) {
+        *self.alive.lock().unwrap() = false;
+        self.rings.lock().unwrap().clear();
+    }
+
+    pub(super) fn stick(&self, stuck: bool) {
+        self.stuck.send_replace(stuck);
+    }
+
+    fn check(&self) -> Result<(), WorkerError> {
+        if *self.alive.lock().unwrap() { Ok(()) } else { Err(WorkerError::Gone) }
+    }
+}
+
+impl Disk for PretendedDisk {
+    fn vdi(&self) -> &VdiId {
+        &self.vdi
+    }
+
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn pid(&self) -> u32 {
+        4242
+    }
+
+    fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    fn image(&self) -> ImageInfo {
+        ImageInfo {
+            sectors: 4096,
+            sector_bytes: 512,
+            physical_sector_bytes: 4096,
+            memory_align_bytes: 512,
+        }
+    }
+
+    fn indirect_segments_max(&self) -> u32 {
+        256
+    }
+
+    fn ring_page_order_max(&self) -> u32 {
+        4
+    }
+
+    fn connected(&self) -> Answer<'_, Vec<Connected>> {
+        Box::pin(async move {
+            self.check()?;
+            let broken = *self.broken.lock().unwrap();
+            let rings = self.rings.lock().unwrap();
+            let tell = |(&vbd, (ring, _)): (&VbdId, &(RingParameters, bool))| Connected {
+                vbd,
+                ring: ring.clone(),
+                broken,
+            };
+            Ok(rings.iter().map(tell).collect())
+        })
+    }
+
+    fn connect(&self, vbd: VbdId, ring: RingParameters, read_only: bool) -> Answer<'_, ()> {
+        Box::pin(async move {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            self.check()?;
+            self.calls.lock().unwrap().push(format!("connect {vbd} {}", ring.port));
+            if let Some(text) = self.refuse.lock().unwrap().clone() {
+                return Err(WorkerError::Refused(text));
+            }
+            let before = self.rings.lock().unwrap().insert(vbd, (ring, read_only));
+            assert!(before.is_none(), "a ring is connected over another");
+            Ok(())
+        })
+    }
+
+    fn disconnect(&self, vbd: VbdId) -> Answer<'_, ()> {
+        Box::pin(async move {
+            let mut stuck = self.stuck.subscribe();
+            let _ = stuck.wait_for(|stuck| !stuck).await;
+            self.check()?;
+            self.calls.lock().unwrap().push(format!("disconnect {vbd}"));
+            self.rings.lock().unwrap().remove(&vbd);
+            Ok(())
+        })
+    }
+
+    fn stat(&self) -> Answer<'_, Vec<VbdCounters>> {
+        Box::pin(async move {
+            self.check()?;
+            let broken = *self.broken.lock().unwrap();
+            let rings = self.rings.lock().unwrap();
+            let tell = |&vbd: &VbdId| VbdCounters {
+                vbd,
+                broken,
+                counters: Counters { reads: 3, ..Counters::default() },
+                read_latency: Default::default(),
+                write_latency: Default::default(),
+                flush_latency: Default::default(),
+            };
+            Ok(rings.keys().map(tell).collect())
+        })
+    }
+}
+
+/// Who serves what.
+#[derive(Clone, Default)]
+pub(super) struct PretendedDisks(Arc<Mutex<BTreeMap<VdiId, Arc<PretendedDisk>>>>);
+
+impl PretendedDisks {
+    pub(super) fn add(&self, disk: &Arc<PretendedDisk>) {
+        self.0.lock().unwrap().insert(disk.vdi.clone(), disk.clone());
+    }
+
+    pub(super) fn remove(&self, vdi: &VdiId) {
+        self.0.lock().unwrap().remove(vdi);
+    }
+}
+
+impl Disks for PretendedDisks {
+    fn worker(&self, vdi: &VdiId) -> Option<Arc<dyn Disk>> {
+        self.0.lock().unwrap().get(vdi).cloned().map(|disk| disk as Arc<dyn Disk>)
+    }
+
+    fn holders<'a>(
+        &'a self,
+        _vdi: &'a VdiId,
+    ) -> Pin<Box<dyn Future<Output = Result<Vec<String>, StorageError>> + Send + 'a>> {
+        Box::pin(async { Ok(vec!["vbd/5/xvda".to_owned()]) })
+    }
+}
