@@ -9,8 +9,14 @@ use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::error::number;
+
+/// How long a block device may be claimed by someone else before it is refused.
+const CLAIM_DEADLINE: Duration = Duration::from_secs(2);
+/// How often the claim is tried.
+const CLAIM_INTERVAL: Duration = Duration::from_millis(5);
 
 /// A volume's data, open and not fenced yet.
 #[derive(Debug)]
@@ -56,7 +62,7 @@ impl Image {
             None => OFlags::NOFOLLOW,
         };
         let flags = access | shape | OFlags::DIRECT | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let fd = rustix::fs::open(&path, flags, Mode::empty()).map_err(|error| match error {
+        let fd = open_patiently(&path, flags).map_err(|error| match error {
             Errno::NOENT => refuse(
                 "has vanished. Put it back from a backup, or give the VDI up with VDI.destroy",
             ),
@@ -116,6 +122,17 @@ impl Image {
     #[must_use]
     pub fn into_fd(self) -> OwnedFd {
         self.fd
+    }
+}
+
+/// A worker that has just ended may have its claim on a block device for some milliseconds more.
+fn open_patiently(path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+    let deadline = Instant::now() + CLAIM_DEADLINE;
+    loop {
+        match rustix::fs::open(path, flags, Mode::empty()) {
+            Err(Errno::BUSY) if Instant::now() < deadline => std::thread::sleep(CLAIM_INTERVAL),
+            other => return other,
+        }
     }
 }
 

@@ -18,12 +18,15 @@ use file::FileSr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::error::number;
 use zerotap_rpc_schema::smapi2::{Pairs, Probe};
 
 /// How long an answer waits for the file system.
 pub const FILE_DEADLINE: Duration = Duration::from_secs(30);
+/// The most calls that work on one SR's files at a time: one that hangs takes no more threads.
+const FILE_WORK_MAX: usize = 16;
 /// device-config's one key.
 const PATH: &str = "path";
 
@@ -31,6 +34,7 @@ const PATH: &str = "path";
 #[derive(Debug, Clone)]
 pub struct Sr {
     file: Arc<FileSr>,
+    places: Arc<Semaphore>,
 }
 
 impl Sr {
@@ -46,7 +50,11 @@ impl Sr {
             return Err(StorageError::backend(number::BAD_REQUEST, text));
         }
         let dir = dir_of(config)?;
-        Ok(Sr { file: Arc::new(FileSr::new(uuid.into(), dir, overcommit)) })
+        Ok(Sr::over(FileSr::new(uuid.into(), dir, overcommit)))
+    }
+
+    fn over(file: FileSr) -> Sr {
+        Sr { file: Arc::new(file), places: Arc::new(Semaphore::new(FILE_WORK_MAX)) }
     }
 
     /// Where it lies.
@@ -63,8 +71,16 @@ impl Sr {
         &self,
         work: impl FnOnce(&FileSr) -> Result<T, StorageError> + Send + 'static,
     ) -> Result<T, StorageError> {
-        let file = Arc::clone(&self.file);
-        let at_work = tokio::task::spawn_blocking(move || work(&file));
+        let (file, places) = (Arc::clone(&self.file), Arc::clone(&self.places));
+        let at_work = async {
+            let place = places.acquire_owned().await;
+            let work = move || {
+                // Given back when the work ends, which may be long after we have stopped to wait.
+                let _place = place;
+                work(&file)
+            };
+            tokio::task::spawn_blocking(work).await
+        };
         match tokio::time::timeout(FILE_DEADLINE, at_work).await {
             Ok(Ok(result)) => result,
             Ok(Err(panic)) => Err(StorageError::Internal(format!("file work failed: {panic}"))),
@@ -88,7 +104,7 @@ impl Sr {
 pub async fn probe(config: &Pairs) -> Result<Vec<Probe>, StorageError> {
     let dir = dir_of(config)?;
     // No SR is meant yet; this one is never attached and only lends its threads and its deadline.
-    let nobody = Sr { file: Arc::new(FileSr::new(String::new(), dir.clone(), false)) };
+    let nobody = Sr::over(FileSr::new(String::new(), dir.clone(), false));
     let configuration = config.clone();
     nobody
         .run(move |_| {

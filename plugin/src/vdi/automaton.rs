@@ -1,6 +1,6 @@
 //! The states of a VDI and of its datapaths, and the moves between them. Pure: no I/O, no clock.
 //!
-//! Source: xen-api `ocaml/xapi-idl/storage/vdi_automaton.ml`, as tabulated in docs/architecture.md.
+//! Source: xen-api `ocaml/xapi-idl/storage/vdi_automaton.ml`; the tests hold its table.
 //! A VDI's superstate is the most that any of its datapaths asks for; what has to be done for a call
 //! is the path from the old superstate to the new one. Called by a VDI's actor.
 

@@ -10,6 +10,11 @@ use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::error::number;
 use zerotap_rpc_schema::smapi2::{Backend, Mode, VdiState};
 
+/// The most uses of one VDI at a time.
+const DATAPATHS_MAX: usize = 64;
+/// The longest name of a datapath or a domain, in bytes.
+const NAME_BYTES_MAX: usize = 256;
+
 /// The uses of a VDI, seen from one of them.
 struct Uses {
     /// This one; `Detached` when it is new.
@@ -33,6 +38,10 @@ impl Vdi<'_> {
         mode: Mode,
     ) -> Result<Backend, StorageError> {
         let sr = self.registry.srs.get(&self.id.sr)?;
+        check_name("datapath", dp)?;
+        if !domain.is_empty() {
+            check_name("domain", &domain)?;
+        }
         let key = self.id.vdi.clone();
         let record = sr.run(move |file| file.volume(&key)).await?;
         if record.read_only && mode == Mode::ReadWrite {
@@ -47,6 +56,13 @@ impl Vdi<'_> {
         let from = uses.this.state;
         let to = automaton::step(from, Move::Attach(mode))?;
         automaton::admit(&uses.others, dp, mode, record.sharable, &record.key)?;
+        if uses.others.len() >= DATAPATHS_MAX {
+            let text = format!(
+                "cannot attach VDI {} for datapath {dp}: {DATAPATHS_MAX} datapaths use it, the most there are",
+                record.key
+            );
+            return Err(StorageError::backend(number::VDI_IN_USE, text));
+        }
         let (before, after) = (uses.superstate_with(from), uses.superstate_with(to));
         automaton::path(before, after).ok_or(StorageError::IllegalTransition((before, after)))?;
         if from != to {
@@ -151,7 +167,7 @@ impl Vdi<'_> {
             }
             match self.give_up(&held.dp).await {
                 Ok(()) => {
-                    tracing::info!(vdi = %self.id, dp = held.dp, "leaked datapath cleaned up")
+                    tracing::info!(vdi = %self.id, dp = held.dp, "leaked datapath cleaned up");
                 }
                 Err(error) => {
                     tracing::warn!(vdi = %self.id, dp = held.dp, "still leaked: {error}");
@@ -185,4 +201,17 @@ impl Vdi<'_> {
         let Datapath { dp, domain, state, .. } = held;
         tracing::info!(vdi = %self.id, dp, domain, %from, to = %state, "datapath changed");
     }
+}
+
+/// Callers choose these names; they end up in the log and in other callers' error texts.
+fn check_name(what: &str, name: &str) -> Result<(), StorageError> {
+    let plain = name.len() <= NAME_BYTES_MAX && !name.chars().any(char::is_control);
+    if plain && !name.is_empty() {
+        return Ok(());
+    }
+    let text = format!(
+        "cannot attach: {name:?} cannot be the name of a {what}: 1 to {NAME_BYTES_MAX} bytes without control \
+         characters"
+    );
+    Err(StorageError::backend(number::BAD_REQUEST, text))
 }

@@ -129,6 +129,23 @@ async fn calls_are_idempotent_and_the_unknown_is_gone_already() {
 }
 
 #[tokio::test]
+async fn names_and_numbers_of_datapaths_are_bounded() {
+    let bench = bench().await;
+    for name in ["", "a\nb", &"x".repeat(257)] {
+        let error = bench.attach(name, RO).await.expect_err("no name");
+        assert_eq!(error.code(), 143, "{error}");
+    }
+    for n in 0..64 {
+        bench.attach(&format!("dp{n}"), RO).await.expect("readers share");
+    }
+    bench.attach("dp0", RO).await.expect("it is one of them");
+    assert!(bench.attach("dp64", RO).await.is_err());
+    assert_eq!(bench.superstate().await, VdiState::Attached(RO));
+    let error = bench.attach("writer", RW).await.expect_err("readers are in the way");
+    assert_eq!(error.code(), 24);
+}
+
+#[tokio::test]
 async fn a_second_writer_is_refused_whoever_comes_first() {
     let bench = bench().await;
     let attempts = (0..20).map(|n| {

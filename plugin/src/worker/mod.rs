@@ -16,9 +16,7 @@ pub use spawn::Launcher;
 use crate::host::Host;
 use crate::state::WorkerRow;
 use crate::vdi::VdiId;
-use client::{
-    CONNECT_DEADLINE, Client, DISCONNECT_DEADLINE, HELLO_DEADLINE, SHUTDOWN_DEADLINE, STAT_DEADLINE,
-};
+use client::{CONNECT_DEADLINE, Client, DISCONNECT_DEADLINE, SHUTDOWN_DEADLINE, STAT_DEADLINE};
 use process::Process;
 use std::path::Path;
 use std::sync::Arc;
@@ -29,6 +27,8 @@ use zerotap_rpc_schema::worker::{
     Answer, Ask, Connected, ImageInfo, RingParameters, VbdCounters, VbdId,
 };
 
+/// How long a worker may take to end once it has said that it will.
+const EXIT_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the kernel may take to end a process that was killed: it finishes its disk I/O first.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -233,7 +233,7 @@ impl WorkerHandle {
         self.0.stopping.store(true, Ordering::Release);
         let asked = self.0.client.done("shutdown", Ask::Shutdown, None, SHUTDOWN_DEADLINE).await;
         let polite = match asked {
-            Ok(()) => tokio::time::timeout(HELLO_DEADLINE, self.ended()).await.is_ok(),
+            Ok(()) => tokio::time::timeout(EXIT_DEADLINE, self.ended()).await.is_ok(),
             Err(error) => {
                 if self.end().is_none() {
                     tracing::warn!(worker = self.id(), "does not shut down: {error}; it is killed");
