@@ -3,7 +3,8 @@
 //!
 //! For tests of the worker alone: its control protocol, its rings, its behaviour when it dies.
 
-use crate::blkfront::state;
+use crate::blkfront::{Blkfront, Options, state};
+use crate::guest::Domain;
 use crate::programs::program;
 use crate::simhost::SimHost;
 use crate::xenstore::Client;
@@ -32,6 +33,7 @@ const FIRST_FD: i32 = 3;
 #[derive(Debug)]
 pub struct BareWorker {
     child: Child,
+    log: PathBuf,
     socket: PathBuf,
     sim_dir: PathBuf,
 }
@@ -70,8 +72,10 @@ impl BareWorker {
             mappings.push(FdMapping { parent_fd, child_fd });
         }
         command.fd_mappings(mappings)?;
+        let log = dir.join("worker.log");
+        command.stderr(File::create(&log)?);
         let child = command.spawn().context("start zerotap-datapath")?;
-        Ok(BareWorker { child, socket, sim_dir: host.dir().to_owned() })
+        Ok(BareWorker { child, log, socket, sim_dir: host.dir().to_owned() })
     }
 
     /// A new control connection, greeted.
@@ -118,6 +122,29 @@ impl BareWorker {
         }
     }
 
+    /// Connects a front end from offer to ring, in this thread.
+    ///
+    /// # Errors
+    /// When either side does not play along.
+    pub fn connect_front(
+        &self,
+        host: &SimHost,
+        control: &mut Control,
+        domain: Domain,
+        options: Options,
+        read_only: bool,
+    ) -> anyhow::Result<(Blkfront, HandBackend)> {
+        let vbd = VbdId { domid: domain.domid(), devid: options.devid };
+        let image = control.image().context("say hello first")?;
+        let mut backend = HandBackend::offer(host, vbd, &image)?;
+        let mut front = Blkfront::announce(domain, options)?;
+        front.publish()?;
+        self.connect(control, vbd, backend.ring()?, read_only)?;
+        backend.set_state(state::CONNECTED)?;
+        front.adopt_offer()?;
+        Ok((front, backend))
+    }
+
     /// Kills it at once.
     ///
     /// # Errors
@@ -148,6 +175,10 @@ impl Drop for BareWorker {
     fn drop(&mut self) {
         // It may have ended already.
         let _ = self.kill();
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+            eprintln!("---- log of the worker ----\n{log}----");
+        }
     }
 }
 

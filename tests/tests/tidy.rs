@@ -155,7 +155,7 @@ fn manifest(member: &str) -> anyhow::Result<String> {
     std::fs::read_to_string(root().join(member).join("Cargo.toml")).context(member.to_owned())
 }
 
-/// The workspace's own crates that a manifest names as dependencies; those of its tests do not count.
+/// The workspace's own crates that a manifest depends on; what only its tests need does not count.
 fn own_dependencies(manifest: &str) -> Vec<&str> {
     let name = |line: &str| line.split(['=', '.', ' ']).next().map(str::to_owned);
     let ours = ["zerotap-rpc-schema", "zerotap-datapath", "zerotap-tests", "zerotap"];

@@ -227,6 +227,16 @@ fn transactions(dom0: &mut Client, other: &mut Client, log: &mut Transcript) {
     });
     log.note("commit beside a change", done);
     log.note("tries", Ok(tries.get()));
+    events(dom0, log, "before removing");
+    let done = dom0.transaction(|tx| {
+        tx.remove("/t/new")?;
+        tx.write("/t/new/again", "1")?;
+        tx.remove("/t/new/again")?;
+        tx.mkdir("/t/last")
+    });
+    log.note("remove and make", done);
+    log.note("what is left", dom0.list("/t/new"));
+    events(dom0, log, "after removing");
     log.note("end what is not there", dom0.request(kind::TRANSACTION_END, terminated(&["T"])));
 }
 

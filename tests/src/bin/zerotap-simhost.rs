@@ -27,7 +27,7 @@ fn main() -> anyhow::Result<()> {
         std::io::stdin().read_to_end(&mut Vec::new())?;
         return Ok(());
     }
-    // SIGTERM's default action ends the process; sockets left behind are replaced at the next start.
+    // SIGTERM's default action ends the process; the next start replaces sockets left behind.
     loop {
         std::thread::park();
     }

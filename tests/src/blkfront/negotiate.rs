@@ -167,8 +167,11 @@ impl Blkfront {
         Ok(())
     }
 
-    /// Reads what the back end published with state 4.
-    fn adopt_offer(&mut self) -> anyhow::Result<()> {
+    /// Reads what the back end published before state 4.
+    ///
+    /// # Errors
+    /// When something is missing or impossible.
+    pub fn adopt_offer(&mut self) -> anyhow::Result<()> {
         let (xenstore, dir) = (&mut self.xenstore, &self.backend);
         let mut flag = |key| Ok::<_, anyhow::Error>(number(xenstore, dir, key, Some(0u32))? != 0);
         let (flush, barrier) = (flag("feature-flush-cache")?, flag("feature-barrier")?);

@@ -88,8 +88,8 @@ pub fn encode_segment(segment: &Segment) -> [u8; SEGMENT_BYTES] {
     [gref[0], gref[1], gref[2], gref[3], segment.first, segment.last, 0, 0]
 }
 
-/// The bytes of a request whose segments stand in it. `operation` and `count` are taken as they are,
-/// so that a hostile guest can lie.
+/// The bytes of a request whose segments stand in it. `operation` and `count` are taken as they
+/// are, so that a hostile guest can lie.
 #[must_use]
 pub fn encode_direct(
     abi: Abi,

@@ -1,7 +1,7 @@
 //! A guest domain: its memory by frames, its grant table, its place in xenstore.
 //!
-//! Frames and grant references are handed out from free lists; giving a reference back fails while a
-//! back end still maps the page, as it does in a Linux guest.
+//! Frames and grant references are handed out from free lists; giving a reference back fails while
+//! a back end still maps the page, as it does in a Linux guest.
 
 use super::Port;
 use crate::xenstore::Client;

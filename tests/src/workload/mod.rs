@@ -1,6 +1,7 @@
 //! The verifying workload: random reads, writes, flushes and barriers, every byte checked.
 //!
-//! Requests in flight never overlap where the outcome would be open; all else is random, from a seed.
+//! Requests in flight never overlap where the outcome would be open; all else is random, from a
+//! seed.
 
 pub mod model;
 mod pages;

@@ -93,7 +93,8 @@ impl Model {
         self.generations[indices(&range)].fill(generation);
     }
 
-    /// A write of `generation` failed or was never answered: each sector may hold the old or the new.
+    /// A write of `generation` failed or was never answered: each sector may hold the old or the
+    /// new.
     pub fn unsure(&mut self, range: Range<u64>, generation: u32) {
         for sector in range {
             self.uncertain.insert(sector, generation);

@@ -62,8 +62,8 @@ pub(super) fn fill(memory: &SharedMapping, model: &Model, io: &Io, write: Option
     }
 }
 
-/// Checks the frames after the answer. A write must have left them alone; a read that succeeded must
-/// have brought what the model says; nothing may have touched the red zones.
+/// Checks the frames after the answer. A write must have left them alone; a read that succeeded
+/// must have brought what the model says; nothing may have touched the red zones.
 pub(super) fn check(
     memory: &SharedMapping,
     model: &mut Model,

@@ -1,7 +1,7 @@
 //! Who may do what with a node: an owner and exceptions.
 //!
-//! The first entry names the owner (who may do anything) and what everybody else may do; each further
-//! entry says so for one domain. Domain 0 may always do anything.
+//! The first entry names the owner (who may do anything) and what everybody else may do; each
+//! further entry says so for one domain. Domain 0 may always do anything.
 
 use super::wire::Errno;
 use std::collections::BTreeMap;

@@ -7,7 +7,7 @@ use super::transaction::Transaction;
 use super::view::{Change, Touched, View};
 use super::watch::Watches;
 use super::wire::{Errno, Message, PAYLOAD_BYTES_MAX, kind, strings, terminated};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// The most transactions that a guest may have open.
@@ -171,7 +171,7 @@ impl State {
         body: impl FnOnce(&mut View<'_>) -> Result<T, Errno>,
     ) -> Result<T, Errno> {
         let connection = self.connections.get_mut(&id).expect("serve checked that it is there");
-        let (caller, domains, seen) = (connection.domid, &self.domains, BTreeSet::new());
+        let (caller, domains, seen) = (connection.domid, &self.domains, BTreeMap::new());
         if transaction == 0 {
             return body(&mut View { store: &mut self.store, domains, caller, seen });
         }
@@ -299,8 +299,15 @@ impl State {
             return Err(Errno::EAGAIN);
         }
         for change in &open.changes {
-            after.touched.extend(self.with_view(id, 0, |view| view.apply(change))?);
+            for touched in self.with_view(id, 0, |view| view.apply(change))? {
+                // Told once, however often it changed in between.
+                if !after.touched.iter().any(|told| told.path == touched.path) {
+                    after.touched.push(touched);
+                }
+            }
         }
+        let passing = |path: &str| self.store.get(path).is_none() && open.was_absent(path);
+        after.touched.retain(|touched| !passing(&touched.path));
         ok()
     }
 

@@ -2,7 +2,7 @@
 
 use super::store::Store;
 use super::view::Change;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// One transaction.
 #[derive(Debug)]
@@ -23,13 +23,17 @@ impl Transaction {
     }
 
     /// Remembers what was looked at, unless the transaction itself had changed it.
-    pub(super) fn note(&mut self, paths: BTreeSet<String>) {
-        for path in paths {
-            let generation = self.store.get(&path).map(|node| node.generation);
+    pub(super) fn note(&mut self, seen: BTreeMap<String, Option<u64>>) {
+        for (path, generation) in seen {
             if generation.is_none_or(|generation| generation <= self.started) {
                 self.seen.entry(path).or_insert(generation);
             }
         }
+    }
+
+    /// Whether a node that it looked at was not there at the start.
+    pub(super) fn was_absent(&self, path: &str) -> bool {
+        self.seen.get(path) == Some(&None)
     }
 
     /// Whether something that it looked at has changed since.

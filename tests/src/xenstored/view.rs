@@ -6,7 +6,7 @@
 use super::perms::{Access, DOM0, Domains, Perms};
 use super::store::{Node, Store, parent};
 use super::wire::Errno;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 /// The most nodes that a guest may own.
 pub const NODES_PER_DOMAIN_MAX: usize = 1000;
@@ -37,8 +37,8 @@ pub(super) struct View<'a> {
     pub(super) store: &'a mut Store,
     pub(super) domains: &'a Domains,
     pub(super) caller: u16,
-    /// Paths looked at, for the transaction.
-    pub(super) seen: BTreeSet<String>,
+    /// Paths looked at and their generations before any change, for the transaction.
+    pub(super) seen: BTreeMap<String, Option<u64>>,
 }
 
 impl View<'_> {
@@ -49,9 +49,11 @@ impl View<'_> {
     /// Finds a node on which `may` holds. What is missing shows only to those who may use the
     /// nearest ancestor in the same way.
     fn find(&mut self, path: &str, may: fn(Access) -> bool) -> Result<&Node, Errno> {
-        self.seen.insert(path.to_owned());
         let place = if self.store.get(path).is_some() { path } else { self.store.ancestor(path) };
-        self.seen.insert(place.to_owned());
+        for path in [path, place] {
+            let generation = self.store.get(path).map(|node| node.generation);
+            self.seen.entry(path.to_owned()).or_insert(generation);
+        }
         let node = self.store.get(place).expect("found just now");
         match (may(self.access(node)), place == path) {
             (true, true) => Ok(node),
@@ -129,8 +131,12 @@ impl View<'_> {
             path: place,
             perms: vec![(node.perms, node.generation)],
         };
+        let removed = self.store.remove(path);
+        for (path, node) in &removed {
+            self.seen.entry(path.clone()).or_insert(Some(node.generation));
+        }
         // What is below goes first.
-        Ok(self.store.remove(path).into_iter().rev().map(touched).collect())
+        Ok(removed.into_iter().rev().map(touched).collect())
     }
 
     fn set_perms(&mut self, path: &str, perms: &Perms) -> Result<Vec<Touched>, Errno> {

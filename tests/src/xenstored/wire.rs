@@ -1,7 +1,7 @@
 //! The xenstore wire protocol: a 16-byte header, then at most 4096 bytes.
 //!
-//! Source: xen `public/io/xs_wire.h` and `docs/misc/xenstore.txt`. Used by the simulated daemon and by
-//! the client in [`crate::xenstore`]; knows nothing of nodes.
+//! Source: xen `public/io/xs_wire.h` and `docs/misc/xenstore.txt`. Used by the simulated daemon and
+//! by the client in [`crate::xenstore`]; knows nothing of nodes.
 
 use std::io::{self, Read, Write};
 

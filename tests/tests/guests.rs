@@ -1,0 +1,301 @@
+//! A guest and its disk, from SR.create to VDI.destroy, over the real daemon and worker.
+
+use anyhow::Context as _;
+use serde_json::json;
+use std::time::Duration;
+use zerotap_rpc_schema::smapi2::{Mode, VdiState};
+use zerotap_rpc_schema::worker::Abi;
+use zerotap_tests::blkfront::{Blkfront, Options, Reconnect, state};
+use zerotap_tests::guest::{Domain, destroy};
+use zerotap_tests::harness::{Disk, Host, eventually};
+use zerotap_tests::simguest::{Ended, Expect, Guest, Running};
+use zerotap_tests::workload::{self, Model, Outcome, Plan, Progress};
+
+const MIB: i64 = 1 << 20;
+const DOMID: u16 = 5;
+/// How long a guest may take for a little progress.
+const SOON: Duration = Duration::from_secs(30);
+
+fn requests(requests_max: u64) -> Plan {
+    Plan { requests_max, ..Plan::default() }
+}
+
+/// Starts a guest and gives it its disk.
+fn boot(host: &Host, disk: &Disk, guest: Guest, expect: Expect) -> anyhow::Result<Running> {
+    let running = Running::start(host.sim().dir(), guest, expect)?;
+    disk.plug(&host.rpc()).context("plug")?;
+    Ok(running)
+}
+
+/// Waits until the guest has closed its disk, and takes the domain away.
+fn bury(host: &Host, disk: &Disk, running: Running) -> anyhow::Result<Ended> {
+    let ended = running.join()?;
+    disk.unplug(&host.rpc(), false)?;
+    destroy(host.sim().dir(), disk.domid)?;
+    Ok(ended)
+}
+
+#[test]
+fn one_disk_end_to_end() {
+    let host = Host::start().unwrap();
+    let rpc = host.rpc();
+    let disk = host.serve(DOMID, 64 * MIB).unwrap();
+    let guest = Guest { plan: requests(3000), ..Guest::new(DOMID) };
+    let running = boot(&host, &disk, guest, Expect::Fresh).unwrap();
+    running.progresses(500, SOON).unwrap();
+    let stat = disk.stat(&rpc).unwrap();
+    assert_eq!((stat.vbd.state.as_str(), stat.vbd.mode), ("connected", Mode::ReadWrite));
+    assert_eq!(stat.vbd.held_by, std::slice::from_ref(&disk.dp));
+    assert_eq!(stat.vbd.worker, Some(disk.worker(&rpc).unwrap().id));
+    assert!(stat.ring.unwrap().persistent);
+
+    let mut ended = running.join().unwrap();
+    assert_eq!((ended.outcome, ended.report.requests), (Outcome::Finished, 3000));
+    let stat = disk.stat(&rpc).unwrap();
+    let counters = stat.counters;
+    assert_eq!(counters.copied_bytes, 0, "no byte is copied");
+    assert_eq!(counters.mapped_bytes, ended.report.read_bytes + ended.report.write_bytes);
+    assert_eq!((counters.refused, counters.io_errors, counters.in_flight), (0, 0, 0));
+    assert_eq!(counters.reads + counters.writes + counters.flushes, 3000);
+    assert_eq!((counters.mapped_pages, counters.persistent_pages), (0, 0), "all is given back");
+
+    disk.unplug(&rpc, false).unwrap();
+    disk.unplug(&rpc, false).expect("what is gone is unplugged already");
+    let image = disk.vdi.image().unwrap();
+    disk.deactivate(&rpc).unwrap();
+    disk.detach(&rpc).unwrap();
+    ended.model.check_image(&image).unwrap();
+    assert_eq!(disk.vdi.stat(&rpc).unwrap().superstate, VdiState::Detached);
+    assert_eq!(rpc.raw("Worker.list", &json!({})).unwrap(), json!([]));
+    disk.vdi.destroy(&rpc).unwrap();
+    assert!(!image.exists());
+    // xenstore holds nothing of it any more.
+    let mut dom0 = host.sim().toolstack().unwrap();
+    let backend = format!("/local/domain/0/backend/zerotap/{DOMID}");
+    assert!(dom0.list(&backend).map_or(true, |left| left.is_empty()));
+    assert_eq!(dom0.list(&format!("/local/domain/{DOMID}/device/vbd")).unwrap(), [""; 0]);
+}
+
+#[test]
+fn every_ring_is_negotiated() {
+    let host = Host::start().unwrap();
+    for ring_order in [0, 1, 4] {
+        for (abi, persistent) in [(Abi::X86_64, true), (Abi::X86_32, false)] {
+            let disk = host.serve(DOMID, 8 * MIB).unwrap();
+            let options = Options { ring_order, abi, persistent, ..Options::default() };
+            let plan = Plan { bytes_max: 1 << 20, depth: 64, ..requests(300) };
+            let guest = Guest { options: options.clone(), plan, ..Guest::new(DOMID) };
+            let running = boot(&host, &disk, guest, Expect::Fresh).unwrap();
+            running.progresses(10, SOON).unwrap();
+            let ring = disk.stat(&host.rpc()).unwrap().ring.expect("connected");
+            assert_eq!(ring.ring_refs.len(), 1 << ring_order);
+            assert_eq!((ring.protocol, ring.persistent), (abi, persistent));
+            bury(&host, &disk, running).with_context(|| format!("{options:?}")).unwrap();
+            disk.remove(&host.rpc()).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_front_end_that_comes_back_loses_nothing() {
+    let host = Host::start().unwrap();
+    let disk = host.serve(DOMID, 32 * MIB).unwrap();
+    let running = boot(&host, &disk, Guest::new(DOMID), Expect::Fresh).unwrap();
+    for (n, how) in (1..).zip([Reconnect::Orderly, Reconnect::Abrupt].repeat(5)) {
+        running.progresses(50, SOON).unwrap();
+        running.progress.reconnect(how);
+        let done = &running.progress.reconnects;
+        eventually(&format!("reconnect {n}, {how:?}"), || {
+            anyhow::ensure!(!running.is_finished(), "the guest has ended");
+            Ok((done.load(std::sync::atomic::Ordering::Acquire) == n).then_some(()))
+        })
+        .unwrap();
+    }
+    running.progress.stop();
+    let mut ended = bury(&host, &disk, running).unwrap();
+    disk.deactivate(&host.rpc()).unwrap();
+    ended.model.check_image(&disk.vdi.image().unwrap()).unwrap();
+}
+
+#[test]
+fn data_outlives_a_reboot_of_the_guest() {
+    let host = Host::start().unwrap();
+    let vdi = host.create_vdi(32 * MIB).unwrap();
+    let mut expect = Expect::Fresh;
+    for domid in [5, 6, 7] {
+        let disk = vdi.serve(&host.rpc(), domid, false).unwrap();
+        let guest = Guest { plan: requests(500), ..Guest::new(domid) };
+        let running = boot(&host, &disk, guest, expect).unwrap();
+        expect = Expect::Known(bury(&host, &disk, running).unwrap().model);
+        disk.deactivate(&host.rpc()).unwrap();
+        disk.detach(&host.rpc()).unwrap();
+    }
+}
+
+#[test]
+fn unplug_and_plug_again_under_io() {
+    let host = Host::start().unwrap();
+    let disk = host.serve(DOMID, 32 * MIB).unwrap();
+    let mut expect = Expect::Fresh;
+    for _ in 0..3 {
+        let running = boot(&host, &disk, Guest::new(DOMID), expect).unwrap();
+        running.progresses(200, SOON).unwrap();
+        disk.unplug(&host.rpc(), false).unwrap();
+        let ended = running.join().unwrap();
+        assert_eq!(ended.outcome, Outcome::BackendClosing);
+        expect = Expect::Known(ended.model);
+        destroy(host.sim().dir(), DOMID).unwrap();
+    }
+}
+
+#[test]
+fn a_forced_unplug_does_not_wait_for_the_guest() {
+    let host = Host::start().unwrap();
+    let rpc = host.rpc();
+    let disk = host.serve(DOMID, 32 * MIB).unwrap();
+    // A guest that does not react: it connects, and nobody looks at xenstore after.
+    let domain = Domain::create(host.sim().dir(), DOMID, 16 << 20, true).unwrap();
+    disk.plug(&rpc).unwrap();
+    let mut front = Blkfront::connect(domain, Options::default()).unwrap();
+    let error =
+        rpc.fails("VBD.unplug", &json!({"domid": DOMID, "device": "xvda", "timeout_seconds": 1}));
+    assert!(error.storage.is_some(), "{error}");
+    disk.unplug(&rpc, true).unwrap();
+    assert_eq!(front.domain().uses_in_all(), 0, "nothing of the guest is held");
+    disk.remove(&rpc).unwrap();
+}
+
+#[test]
+fn a_forced_unplug_under_io_loses_no_answered_write() {
+    let host = Host::start().unwrap();
+    let disk = host.serve(DOMID, 32 * MIB).unwrap();
+    let running = boot(&host, &disk, Guest::new(DOMID), Expect::Fresh).unwrap();
+    running.progresses(300, SOON).unwrap();
+    disk.unplug(&host.rpc(), true).unwrap();
+    let mut model = running.join().unwrap().model;
+    disk.deactivate(&host.rpc()).unwrap();
+    model.check_image(&disk.vdi.image().unwrap()).unwrap();
+}
+
+#[test]
+fn a_read_only_disk_refuses_writes_in_the_datapath() {
+    let host = Host::start().unwrap();
+    let rpc = host.rpc();
+    let vdi = host.create_vdi(8 * MIB).unwrap();
+    let disk = vdi.serve(&rpc, DOMID, true).unwrap();
+    let domain = Domain::create(host.sim().dir(), DOMID, 64 << 20, true).unwrap();
+    disk.plug(&rpc).unwrap();
+    let mut front = Blkfront::connect(domain, Options::default()).unwrap();
+    assert!(front.disk().read_only, "the back end says so");
+    // A front end that does not care, and writes: the test's own model sends no writes otherwise.
+    let frame = front.domain().frame().unwrap();
+    let piece = zerotap_tests::blkfront::Piece { frame, first: 0, last: 7 };
+    use zerotap_tests::blkfront::{Io, Op};
+    for op in [Op::Write, Op::Barrier, Op::Flush] {
+        front.submit(Io { op, sector: 0, pieces: vec![piece] }).unwrap();
+        front.push().unwrap();
+        let answer = eventually("an answer", || front.complete()).unwrap();
+        assert_ne!(answer.status, 0, "{op:?} of data");
+    }
+    front.submit(Io { op: Op::Read, sector: 0, pieces: vec![piece] }).unwrap();
+    front.push().unwrap();
+    assert_eq!(eventually("an answer", || front.complete()).unwrap().status, 0);
+    front.close().unwrap();
+    assert!(disk.stat(&rpc).unwrap().counters.refused >= 3);
+    disk.unplug(&rpc, false).unwrap();
+    disk.deactivate(&rpc).unwrap();
+    Model::fresh(1, 8 << 11).check_image(&vdi.image().unwrap()).unwrap();
+}
+
+#[test]
+fn two_domains_share_a_vdi_read_only() {
+    let host = Host::start().unwrap();
+    let rpc = host.rpc();
+    let vdi = host.create_vdi(8 * MIB).unwrap();
+    let disks = [5, 6].map(|domid| vdi.serve(&rpc, domid, true).unwrap());
+    let guests = disks.each_ref().map(|disk| {
+        let guest = Guest { plan: requests(500), ..Guest::new(disk.domid) };
+        boot(&host, disk, guest, Expect::Fresh).unwrap()
+    });
+    for (disk, running) in disks.iter().zip(guests) {
+        bury(&host, disk, running).unwrap();
+        disk.deactivate(&rpc).unwrap();
+    }
+}
+
+#[test]
+fn a_second_writer_is_refused() {
+    let host = Host::start().unwrap();
+    let rpc = host.rpc();
+    let disk = host.serve(DOMID, 8 * MIB).unwrap();
+    let other = Disk { dp: "vbd/6/xvda".into(), domid: 6, ..disk.clone() };
+    let error = other.attach(&rpc).expect_err("it is attached read-write already");
+    let error = error.downcast_ref::<zerotap_tests::harness::RpcError>().expect("an answer");
+    assert!(error.storage.is_some(), "{error}");
+    disk.attach(&rpc).expect("the same again is no second one");
+    disk.activate(&rpc).expect("nor is this");
+    assert_eq!(disk.vdi.stat(&rpc).unwrap().dps.len(), 1);
+    disk.remove(&rpc).unwrap();
+}
+
+#[test]
+fn a_dead_domain_leaves_nothing_behind() {
+    let host = Host::start().unwrap();
+    let rpc = host.rpc();
+    let disk = host.serve(DOMID, 32 * MIB).unwrap();
+    let running = boot(&host, &disk, Guest::new(DOMID), Expect::Fresh).unwrap();
+    running.progresses(300, SOON).unwrap();
+    running.progress.abandon();
+    let mut ended = running.join().unwrap();
+    assert_eq!(ended.outcome, Outcome::Abandoned);
+    destroy(host.sim().dir(), DOMID).unwrap();
+    eventually("the worker lets go of a dead domain", || {
+        let stat = disk.stat(&rpc);
+        Ok(stat.map_or(true, |it| it.ring.is_none()).then_some(()))
+    })
+    .unwrap();
+    disk.unplug(&rpc, true).unwrap();
+    disk.deactivate(&rpc).unwrap();
+    disk.detach(&rpc).unwrap();
+    ended.model.check_image(&disk.vdi.image().unwrap()).unwrap();
+
+    // The same number, another domain: it gets a disk like any other.
+    let disk = disk.vdi.serve(&rpc, DOMID, false).unwrap();
+    let guest = Guest { plan: requests(300), ..Guest::new(DOMID) };
+    let running = boot(&host, &disk, guest, Expect::Known(ended.model)).unwrap();
+    bury(&host, &disk, running).unwrap();
+}
+
+#[test]
+fn a_disk_that_is_activated_late_is_waited_for() {
+    let host = Host::start().unwrap();
+    let rpc = host.rpc();
+    let vdi = host.create_vdi(8 * MIB).unwrap();
+    let disk = Disk { dp: "vbd/5/xvda".into(), domid: DOMID, read_only: false, vdi };
+    disk.attach(&rpc).unwrap();
+    let error = disk.plug(&rpc).expect_err("plug asks for an activated VDI");
+    let error = error.downcast_ref::<zerotap_tests::harness::RpcError>().expect("an answer");
+    assert!(error.storage.is_some(), "{error}");
+    disk.activate(&rpc).unwrap();
+    let guest = Guest { plan: requests(100), ..Guest::new(DOMID) };
+    let running = boot(&host, &disk, guest, Expect::Fresh).unwrap();
+    bury(&host, &disk, running).unwrap();
+}
+
+#[test]
+fn deactivate_with_a_guest_on_it_closes_the_ring_first() {
+    let host = Host::start().unwrap();
+    let rpc = host.rpc();
+    let disk = host.serve(DOMID, 8 * MIB).unwrap();
+    let domain = Domain::create(host.sim().dir(), DOMID, 64 << 20, true).unwrap();
+    disk.plug(&rpc).unwrap();
+    let mut front = Blkfront::connect(domain, Options::default()).unwrap();
+    let mut model = Model::fresh(1, front.disk().sectors);
+    workload::run(&mut front, &mut model, &requests(200), &Progress::default()).unwrap();
+    disk.deactivate(&rpc).unwrap();
+    assert_eq!(front.domain().uses_in_all(), 0, "no page of the guest is mapped any more");
+    assert_eq!(disk.vdi.stat(&rpc).unwrap().superstate, VdiState::Attached(Mode::ReadWrite));
+    model.check_image(&disk.vdi.image().unwrap()).unwrap();
+    disk.unplug(&rpc, true).unwrap();
+    assert!(front.backend_state().unwrap() >= state::CLOSING);
+}
