@@ -204,7 +204,7 @@ fn render(infos: &[SrInfo]) -> String {
         ]
     };
     let rows: Vec<_> = infos.iter().map(row).collect();
-    table::columns(&["uuid", "name", "total", "free", "health"], &[2, 3], &rows)
+    table::columns(&["UUID", "NAME", "TOTAL", "FREE", "HEALTH"], &[2, 3], &rows)
 }
 
 fn render_one(sr: &str, info: &SrInfo) -> String {
@@ -230,7 +230,7 @@ fn render_probe(places: &[Probe]) -> String {
         ]
     };
     let rows: Vec<_> = places.iter().map(row).collect();
-    table::columns(&["sr", "name", "device-config", "complete", "more"], &[], &rows)
+    table::columns(&["SR", "NAME", "DEVICE-CONFIG", "COMPLETE", "MORE"], &[], &rows)
 }
 
 #[cfg(test)]

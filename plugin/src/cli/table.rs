@@ -8,7 +8,7 @@ use comfy_table::{CellAlignment, Table, presets::NOTHING};
 /// A table with a header row. `right` names the columns, counted from 0, of numbers.
 pub(crate) fn columns(header: &[&str], right: &[usize], rows: &[Vec<String>]) -> String {
     let mut table = Table::new();
-    table.load_style(NOTHING).set_header(header.iter().map(|name| name.to_uppercase()));
+    table.load_style(NOTHING).set_header(header.iter().copied());
     for row in rows {
         table.add_row(row.iter().map(|text| or_dash(&plain(text))));
     }
@@ -55,14 +55,14 @@ mod tests {
     #[test]
     fn columns_line_up_and_numbers_lean_right() {
         let rows = [vec!["a".into(), "512 B".into()], vec!["longer".into(), "1 MiB".into()]];
-        let table = columns(&["name", "size"], &[1], &rows);
+        let table = columns(&["NAME", "SIZE"], &[1], &rows);
         assert_eq!(table, "NAME     SIZE\na       512 B\nlonger  1 MiB\n");
     }
 
     #[test]
     fn an_empty_cell_is_a_dash_and_an_empty_table_is_its_header() {
-        assert_eq!(columns(&["a", "b"], &[], &[vec![String::new(), "x".into()]]), "A  B\n-  x\n");
-        assert_eq!(columns(&["a", "b"], &[], &[]), "A  B\n");
+        assert_eq!(columns(&["A", "B"], &[], &[vec![String::new(), "x".into()]]), "A  B\n-  x\n");
+        assert_eq!(columns(&["A", "B"], &[], &[]), "A  B\n");
     }
 
     #[test]
@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn control_characters_do_not_reach_the_terminal() {
-        let table = columns(&["name"], &[], &[vec!["\u{1b}[2Jgone\r".into()]]);
+        let table = columns(&["NAME"], &[], &[vec!["\u{1b}[2Jgone\r".into()]]);
         assert_eq!(table, "NAME\n\\u{1b}[2Jgone\\r\n");
     }
 }

@@ -149,7 +149,7 @@ fn render(vbds: &[Vbd], now: Timestamp) -> String {
         ]
     };
     let rows: Vec<_> = vbds.iter().map(row).collect();
-    let header = ["domid", "device", "backend", "frontend", "mode", "since", "worker", "vdi"];
+    let header = ["DOMID", "DEVICE", "BACKEND", "FRONTEND", "MODE", "SINCE", "WORKER", "VDI"];
     let mut text = table::columns(&header, &[0], &rows);
     for vbd in vbds {
         if let Some(trouble) = &vbd.trouble {

@@ -36,7 +36,7 @@ fn render(workers: &[Worker], now: Timestamp) -> String {
         ]
     };
     let rows: Vec<_> = workers.iter().map(row).collect();
-    let header = ["worker", "pid", "state", "age", "memory", "version", "vbds", "vdi"];
+    let header = ["WORKER", "PID", "STATE", "AGE", "MEMORY", "VERSION", "VBDS", "VDI"];
     table::columns(&header, &[1, 4], &rows)
 }
 

@@ -152,7 +152,7 @@ fn requests(stat: &VbdStat, earlier: Option<&Earlier>, start: Option<&Earlier>) 
     ];
     let rows: Vec<_> = kinds.iter().map(|kind| kind.row(&stat.counters, earlier, start)).collect();
     let header =
-        ["", "IOPS", "MiB/s", "IOPS avg", "MiB/s avg", "p50", "p99", "max", "count", "bytes"];
+        ["", "IOPS", "MiB/s", "AVG IOPS", "AVG MiB/s", "P50", "P99", "MAX", "COUNT", "BYTES"];
     table::columns(&header, &[1, 2, 3, 4, 5, 6, 7, 8, 9], &rows)
 }
 

@@ -24,7 +24,7 @@ pub(super) fn list(vdis: &[(&str, &VdiInfo)], workers: &[Worker]) -> String {
         ]
     };
     let rows: Vec<_> = vdis.iter().map(row).collect();
-    table::columns(&["uuid", "name", "size", "used", "worker", "sr"], &[2, 3], &rows)
+    table::columns(&["UUID", "NAME", "SIZE", "USED", "WORKER", "SR"], &[2, 3], &rows)
 }
 
 /// One VDI and its datapaths.
@@ -45,7 +45,7 @@ pub(super) fn one(sr: &str, vdi: &VdiInfo, datapaths: &DpStat) -> String {
         let row = |(dp, state): (&String, _)| vec![dp.clone(), format!("{state}")];
         let rows: Vec<_> = datapaths.dps.iter().map(row).collect();
         text.push('\n');
-        text += &table::columns(&["datapath", "state"], &[], &rows);
+        text += &table::columns(&["DATAPATH", "STATE"], &[], &rows);
     }
     text
 }

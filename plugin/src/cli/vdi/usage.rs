@@ -89,7 +89,7 @@ fn render(backend: &Backend) -> String {
         Implementation::Nbd(nbd) => vec!["Nbd".into(), nbd.uri.clone()],
     };
     let rows: Vec<_> = backend.implementations.iter().map(row).collect();
-    table::columns(&["use as", "where"], &[], &rows)
+    table::columns(&["USE AS", "WHERE"], &[], &rows)
 }
 
 #[cfg(test)]
