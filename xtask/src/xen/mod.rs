@@ -126,11 +126,10 @@ impl Boot {
         // A directory for each boot: two at a time must not share archives.
         let work = workspace::target_dir().join(format!("xen/{}", std::process::id()));
         fs::create_dir_all(&work).with_context(|| format!("cannot create {work:?}"))?;
-        let ran =
-            trees::pack(self, &debian, &work).and_then(|()| qemu::run(&debian, &work, self.limit));
+        let ran = trees::pack(self, &debian, &work).and_then(|()| qemu::run(self, &debian, &work));
         let _ = fs::remove_dir_all(&work);
         let ran = ran?;
-        let outcome = outcome::judge(&ran.report, &ran.console, ran.timed_out);
+        let outcome = outcome::judge(self.guest, &ran);
         Ok(Ended { outcome, report: ran.report })
     }
 }

@@ -21,6 +21,8 @@ on_poweroff = "destroy"
 on_reboot = "destroy"
 on_crash = "destroy"
 C
+  # The CPU that dom0 leaves to it, see the hypervisor's options.
+  [ "$GUEST_TYPE" = pv ] || echo 'cpus = "1"' >>/run/guest/$name.cfg
   xl create -p /run/guest/$name.cfg >&2 || return 1
   echo $number >/run/guest/number
   xl domid $name | tee /run/guest/domid
@@ -64,7 +66,7 @@ guest_tell() { xenstore-write "$(guest_note "to-guest/$1")" "${2:-1}"; }
 guest_await() {
   local left=$((${2:-120} * 2))
   until xenstore-exists "$(guest_note "from-guest-$1")"; do
-    guest_alive || { echo "dom0: the guest died before it said $1"; return 1; }
+    guest_alive || { echo "dom0: the guest ended before it said $1"; guest_wait 1; return 1; }
     left=$((left - 1))
     [ $left -gt 0 ] || { echo "dom0: the guest did not say $1 in time"; return 1; }
     usleep 500000
