@@ -217,8 +217,8 @@ impl GenuineXenstored {
         Ok(answer.trim_end_matches('\0').replace('\0', " "))
     }
 
-    /// Makes a domain as a toolstack does: it lives, xenstored knows it, it owns nothing but may read
-    /// its home.
+    /// Makes a domain as a toolstack does: it lives, xenstored knows it, it owns nothing but may
+    /// read its home.
     ///
     /// # Errors
     /// See [`Self::request`].

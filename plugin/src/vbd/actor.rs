@@ -1,8 +1,9 @@
 //! One VBD: the task that owns its machine, feeds it and does what it says.
 //!
-//! It decides nothing. Nothing it waits for keeps it from listening: everything that takes time runs
-//! beside it, xenstore's part one thing at a time, so that what was read is never older than what was
-//! written. Started by `watcher`, which pokes it; its status is read by `report` and `plug`.
+//! It decides nothing. Nothing it waits for keeps it from listening: everything that takes time
+//! runs beside it, xenstore's part one thing at a time, so that what was read is never older than
+//! what was written. Started by `watcher`, which pokes it; its status is read by `report` and
+//! `plug`.
 
 use super::address::Address;
 use super::backend::{Action, Backend, Event, PublishError, Worker};
@@ -97,7 +98,8 @@ pub struct Hold {
     pub status: watch::Receiver<Status>,
 }
 
-/// Starts the actor of a device; `ended` is called when the device is gone and nothing of it is left.
+/// Starts the actor of a device; `ended` is called when the device is gone and nothing of it is
+/// left.
 pub fn start(
     store: Arc<dyn Store>,
     address: Address,

@@ -3,140 +3,23 @@
 //!
 //! It goes by levels, not edges: an event brings what is now (watches coalesce, a quick frontend is
 //! never seen in between), and from all that is known it chooses at most one step that takes time.
-//! It never connects a ring over another, never closes a disk under a guest that did not let go, and
-//! never makes a live guest start again.
+//! It never connects a ring over another, never closes a disk under a guest that did not let go,
+//! and never makes a live guest start again.
 //! Sources: xen/include/public/io/blkif.h; Linux drivers/block/xen-blkback/xenbus.c
 //! (`frontend_changed`, `connect`), drivers/xen/xenbus/xenbus_client.c.
 
+mod judge;
 #[cfg(test)]
 mod tests;
+mod words;
+
+pub use judge::BROKEN;
+pub use words::{Action, BackendSight, Event, Publication, PublishError, Sight, Worker};
 
 use super::frontend::Fault;
 use super::xenbus::State;
-use zerotap_rpc_schema::worker::{ImageInfo, RingParameters};
-
-const NOT_READY: &str = "hotplug-status is not `connected` yet: the toolstack's script has not \
-                         finished, or there is none for this kind";
-const NO_DOMAIN: &str = "there is no such domain yet, or no more: remove the device's directories if \
-                         there will be none";
-const NO_WORKER: &str = "no worker serves the VDI: activate it (VDI.activate3), the guest waits";
-const LOST: &str = "the worker that served this guest's ring is gone, and its requests with it: the \
-                    guest's disk stands still until the guest is restarted, or the VBD is unplugged \
-                    (VBD.unplug with force) and plugged again";
-/// What a ring that the guest broke is reported as.
-pub const BROKEN: &str = "the guest broke the ring's rules and is not served any more: its driver has to \
-                      connect anew, or restart the guest";
-const GARBAGE: &str =
-    "the guest has written garbage into its state: its driver has to connect anew";
-
-/// Both directories of the device, as they are now.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Sight {
-    /// Ours; `None` once the toolstack has removed it.
-    pub backend: Option<BackendSight>,
-    /// Whether xenstored knows the guest's domain.
-    pub alive: bool,
-    /// The guest's `state`; `None` when it is not there.
-    pub frontend_state: Option<String>,
-    /// The ring that the guest has published; `None` unless [`Backend::wants_ring`].
-    pub ring: Option<Result<RingParameters, Fault>>,
-}
-
-/// What matters in the backend's directory.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct BackendSight {
-    /// `state`, raw: what a publication insists on finding unchanged.
-    pub state: Option<String>,
-    /// `online`: 0 when the toolstack takes the device away.
-    pub online: bool,
-    /// Whether the device may be offered: the toolstack's script is done, or none is needed.
-    pub ready: bool,
-}
-
-/// The worker that serves the VDI.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Worker {
-    /// Its process.
-    pub pid: u32,
-    /// The image, as it found it.
-    pub image: ImageInfo,
-    /// Whether it can only read.
-    pub read_only: bool,
-    /// The most segments of an indirect request.
-    pub indirect_segments_max: u32,
-    /// The highest ring order.
-    pub ring_page_order_max: u32,
-    /// The ring of this VBD that it serves already.
-    pub ring: Option<RingParameters>,
-}
-
-/// What happened.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// Both directories were read.
-    Seen(Sight),
-    /// A worker is ready.
-    WorkerReady(Worker),
-    /// The worker died; its rings are lost.
-    WorkerDied,
-    /// The worker is about to be ended; it must let go of its rings first.
-    WorkerLeaves,
-    /// The answer to [`Action::Connect`].
-    Connected(Result<(), String>),
-    /// The answer to [`Action::Disconnect`]: the worker holds nothing of the guest any more.
-    Disconnected {
-        /// Whether it answered all that it had taken: false when it died.
-        drained: bool,
-    },
-    /// The answer to [`Action::Publish`].
-    Published(Result<(), PublishError>),
-    /// The guest broke the ring's rules; the worker stopped serving it.
-    RingBroken,
-    /// The operator wants the device gone, whatever the guest thinks.
-    Forced,
-}
-
-/// Why a publication failed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PublishError {
-    /// `state` was not what was seen: look again.
-    Changed,
-    /// xenstored said no, or is away.
-    Failed(String),
-}
-
-/// What to do. Each is answered by an event, but for the last three.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
-    /// Have the worker serve the ring.
-    Connect(RingParameters),
-    /// Have the worker finish and let go of the ring.
-    Disconnect,
-    /// Write into the backend's directory, provided that `state` still is `from`.
-    Publish {
-        /// What `state` was.
-        from: String,
-        /// What to write.
-        what: Publication,
-    },
-    /// Write into the error node what the guest did wrong; empty: remove the node.
-    Complain(String),
-    /// Remove both directories: the domain is gone, and no toolstack knows this kind.
-    RemoveDirectories,
-    /// The device is gone and nothing is held: forget it.
-    End,
-}
-
-/// What is written, each in one transaction with the state that it leads to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Publication {
-    /// What a frontend has to know before it makes its ring; then `InitWait`.
-    Offers(Worker),
-    /// What a frontend has to know before it makes its disk; then `Connected`.
-    Properties(Worker),
-    /// A state and nothing else.
-    State(State),
-}
+use judge::Step;
+use zerotap_rpc_schema::worker::RingParameters;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Serving {
@@ -154,32 +37,6 @@ enum Ring {
     Disconnecting(RingParameters),
     /// Let go with every request answered, the guest unaware: it may be connected again as it is.
     Paused(RingParameters),
-}
-
-/// What to do next, and what is wrong.
-struct Verdict {
-    step: Step,
-    trouble: Option<String>,
-}
-
-enum Step {
-    Wait,
-    Do(Action),
-    Refuse(Fault),
-}
-
-impl Verdict {
-    fn wait() -> Self {
-        Verdict { step: Step::Wait, trouble: None }
-    }
-
-    fn trouble(text: impl Into<String>) -> Self {
-        Verdict { step: Step::Wait, trouble: Some(text.into()) }
-    }
-
-    fn act(action: Action) -> Self {
-        Verdict { step: Step::Do(action), trouble: None }
-    }
 }
 
 /// The machine.
@@ -360,7 +217,10 @@ impl Backend {
                 }
             }
             Err(text) => {
-                let text = format!("the frontend's ring could not be connected: {text}");
+                let text = format!(
+                    "the frontend's ring could not be connected ({text}): the \
+                     guest's driver has to connect anew"
+                );
                 self.refuse(Ok(ring), text, actions);
             }
         }
@@ -424,165 +284,5 @@ impl Backend {
             Action::Complain(_) => {}
         }
         actions.push(action);
-    }
-
-    /// What all that is known calls for.
-    fn judge(&self) -> Verdict {
-        let Some(sight) = &self.sight else { return Verdict::wait() };
-        let connected = self.connected_ring().is_some();
-        let Some(backend) = &sight.backend else {
-            return Verdict::act(if connected { Action::Disconnect } else { Action::End });
-        };
-        if connected && (self.stale || self.serving == Serving::Leaving) {
-            return Verdict::act(Action::Disconnect);
-        }
-        if self.forced || self.domain_gone(sight, backend) {
-            return self.close(sight, backend);
-        }
-        let Some(state) = &backend.state else { return Verdict::wait() };
-        use State::{Closed, Closing, Connected, InitWait, Initialised, Initialising, Unknown};
-        let Some(own @ (Initialising | InitWait | Initialised | Connected | Closing | Closed)) =
-            State::parse(state)
-        else {
-            return Verdict::trouble(format!(
-                "the backend's state is `{}`, which zerotap never writes: remove the device and \
-                 plug it again",
-                state.escape_default()
-            ));
-        };
-        let frontend = sight.frontend_state.as_deref().unwrap_or("0");
-        match State::parse(frontend) {
-            // The toolstack writes the frontend's directory at the same time.
-            Some(Unknown) if own == Initialising => Verdict::wait(),
-            Some(Unknown | Closed) => self.close(sight, backend),
-            Some(Initialising) => self.offer(sight, backend, own),
-            Some(Initialised | Connected) if connected => self.serve(sight, backend, own),
-            Some(Initialised | Connected) => self.connect(sight, backend, own),
-            Some(Closing) if matches!(own, InitWait | Initialised | Connected) => {
-                self.publish(backend, Publication::State(Closing))
-            }
-            Some(Closing | InitWait) => self.with_health(Verdict::wait()),
-            Some(State::Reconfiguring | State::Reconfigured) | None => {
-                self.with_health(Verdict::trouble(GARBAGE))
-            }
-        }
-    }
-
-    /// The frontend is at its beginning, for the first time or again (driver reload, kexec, resume).
-    fn offer(&self, sight: &Sight, backend: &BackendSight, own: State) -> Verdict {
-        if !backend.online && own != State::Initialising {
-            // Never connected, or done: there is nothing that the guest could have to let go of.
-            return self.close(sight, backend);
-        }
-        if self.connected_ring().is_some() {
-            return Verdict::act(Action::Disconnect);
-        }
-        match &self.serving {
-            _ if own == State::InitWait => Verdict::wait(),
-            _ if !backend.ready => Verdict::trouble(NOT_READY),
-            _ if !sight.alive => Verdict::trouble(NO_DOMAIN),
-            Serving::Ready(worker) if worker.read_only && !self.read_only => Verdict::trouble(
-                "the VDI is activated read-only and the VBD is read-write: activate it read-write \
-                 (VDI.activate3) or plug the VBD read-only",
-            ),
-            Serving::Ready(worker) => self.publish(backend, Publication::Offers(worker.clone())),
-            _ => Verdict::trouble(NO_WORKER),
-        }
-    }
-
-    /// The frontend has a ring, and the worker serves one.
-    fn serve(&self, sight: &Sight, backend: &BackendSight, own: State) -> Verdict {
-        let initialised =
-            sight.frontend_state.as_deref().and_then(State::parse) == Some(State::Initialised);
-        match (&sight.ring, self.connected_ring()) {
-            // A guest that resumed publishes a new ring without a word; one that is connected may
-            // write into its keys what it likes.
-            (Some(Ok(new)), Some(old)) if initialised && new != old => {
-                Verdict::act(Action::Disconnect)
-            }
-            _ if own == State::Connected || own == State::Closing => {
-                self.with_health(Verdict::wait())
-            }
-            _ => match &self.serving {
-                Serving::Ready(worker) => {
-                    self.publish(backend, Publication::Properties(worker.clone()))
-                }
-                _ => self.with_health(Verdict::wait()),
-            },
-        }
-    }
-
-    /// The frontend has a ring that nobody serves.
-    fn connect(&self, sight: &Sight, backend: &BackendSight, own: State) -> Verdict {
-        if !backend.online && matches!(own, State::Closing | State::Closed) {
-            return self.close(sight, backend);
-        }
-        let live = sight.frontend_state.as_deref().and_then(State::parse) == Some(State::Connected)
-            && matches!(own, State::Connected | State::Closing);
-        let paused = match (&self.ring, &sight.ring) {
-            (Ring::Paused(old), Some(Ok(new))) => old == new,
-            (Ring::Paused(_), None) => true,
-            _ => false,
-        };
-        if live && !paused {
-            // Requests that the dead worker had taken would be lost or done twice.
-            return Verdict::trouble(LOST);
-        }
-        let Some(ring) = &sight.ring else { return Verdict::wait() };
-        if let Some((refused, text)) = &self.refused
-            && refused == ring
-        {
-            return Verdict::trouble(text.clone());
-        }
-        match (&self.serving, ring) {
-            _ if own == State::Initialising && !backend.ready => Verdict::trouble(NOT_READY),
-            (_, Err(fault)) => Verdict { step: Step::Refuse(fault.clone()), trouble: None },
-            (Serving::Ready(_), Ok(ring)) => Verdict::act(Action::Connect(ring.clone())),
-            _ => Verdict::trouble(NO_WORKER),
-        }
-    }
-
-    /// Lets go of the guest, then says so.
-    fn close(&self, sight: &Sight, backend: &BackendSight) -> Verdict {
-        let state = backend.state.as_deref().and_then(State::parse);
-        match state {
-            _ if self.connected_ring().is_some() => Verdict::act(Action::Disconnect),
-            Some(State::Closed)
-                if self.ours && !self.removed && self.domain_gone(sight, backend) =>
-            {
-                Verdict::act(Action::RemoveDirectories)
-            }
-            None | Some(State::Closed) => Verdict::wait(),
-            Some(_) => self.publish(backend, Publication::State(State::Closed)),
-        }
-    }
-
-    /// A device may be made before its domain, but is not offered then.
-    fn domain_gone(&self, sight: &Sight, backend: &BackendSight) -> bool {
-        let new = backend.state.as_deref().and_then(State::parse) == Some(State::Initialising);
-        !sight.alive && (self.alive_once || !new)
-    }
-
-    fn publish(&self, backend: &BackendSight, what: Publication) -> Verdict {
-        let from = backend.state.clone().unwrap_or_default();
-        Verdict::act(Action::Publish { from, what })
-    }
-
-    /// Adds what is wrong with the ring that is served, or with its not being served.
-    fn with_health(&self, verdict: Verdict) -> Verdict {
-        let trouble = self.broken.then(|| BROKEN.to_owned());
-        Verdict { trouble: trouble.or(verdict.trouble), step: verdict.step }
-    }
-}
-
-impl Publication {
-    /// The state that it leads to.
-    #[must_use]
-    pub fn state(&self) -> State {
-        match self {
-            Publication::Offers(_) => State::InitWait,
-            Publication::Properties(_) => State::Connected,
-            Publication::State(state) => *state,
-        }
     }
 }

@@ -1,9 +1,10 @@
 //! What a frontend publishes of its ring, read strictly.
 //!
 //! The guest writes these keys: any may be missing, huge, no number, no text. They become a
-//! [`RingParameters`] or a [`Fault`] here and travel no further as text. No I/O: the caller says how
-//! to look up a key. Called by `reading`.
-//! Source: xen/include/public/io/blkif.h; Linux drivers/block/xen-blkback/xenbus.c (`connect_ring`).
+//! [`RingParameters`] or a [`Fault`] here and travel no further as text. No I/O: the caller says
+//! how to look up a key. Called by `reading`.
+//! Source: xen/include/public/io/blkif.h; Linux drivers/block/xen-blkback/xenbus.c
+//! (`connect_ring`).
 
 use zerotap_rpc_schema::worker::{Abi, RingParameters};
 
@@ -79,7 +80,8 @@ pub fn numbered_ring_refs(ring_page_order: Option<&str>) -> u32 {
 }
 
 /// `ring-page-order` decides, even when it is 0: with it the references are `ring-ref0` and on. A
-/// fall back to `ring-ref` could map what an earlier driver left there (blkback regression d75e7f63).
+/// fall back to `ring-ref` could map what an earlier driver left there (blkback regression
+/// d75e7f63).
 fn ring_refs<'a>(key: &impl Fn(&str) -> Option<&'a str>) -> Result<Vec<u32>, Fault> {
     match optional(key, "ring-page-order", u32::MAX)? {
         None => Ok(vec![required(key, "ring-ref")?]),
@@ -173,7 +175,7 @@ mod tests {
                 );
             }
         }
-        assert_eq!(with("feature-persistent", "1").unwrap().persistent, true);
+        assert!(with("feature-persistent", "1").unwrap().persistent);
         assert_eq!(with("protocol", "x86_64-abi").unwrap().protocol, Abi::X86_64);
     }
 

@@ -170,8 +170,8 @@ impl Vbds {
         {
             let kind = status.address.kind;
             return Err(bad_request(format!(
-                "{what}: a toolstack plugged it (backend kind {kind}); unplug it there, for example \
-                 with `xe vbd-unplug`"
+                "{what}: a toolstack plugged it (backend kind {kind}); unplug it there, for \
+                 example with `xe vbd-unplug`"
             )));
         }
         let patience = params.timeout_seconds.map(|s| Duration::from_secs(u64::from(s)));
@@ -241,9 +241,9 @@ impl Vbds {
         StorageError::backend(
             number::VDI_IN_USE,
             format!(
-                "{what}: the guest has not let go of the disk; its frontend is {word}: {doing}{trouble}. \
-                 It is still asked to; unplug again to wait on, or with --force to pull the disk away \
-                 under it"
+                "{what}: the guest has not let go of the disk; its frontend is {word}: {doing}\
+                 {trouble}. It is still asked to; unplug again to wait on, or with --force to pull \
+                 the disk away under it"
             ),
         )
     }
@@ -261,8 +261,8 @@ impl Vbds {
                 return Err(StorageError::backend(
                     number::WORKER_FAILED,
                     format!(
-                        "{what}: the worker still holds pages of the guest, because its disk has not \
-                         answered; see to the SR's storage, then try again"
+                        "{what}: the worker still holds pages of the guest, because its disk has \
+                         not answered; see to the SR's storage, then try again"
                     ),
                 ));
             }

@@ -61,14 +61,14 @@ fn offers(batch: &mut Batch, address: &Address, worker: &Worker) {
 /// Before `Connected`: a Linux frontend gathers sectors, sector-size and info, or gives up.
 fn properties(batch: &mut Batch, address: &Address, identity: &Identity, worker: &Worker) {
     let image = worker.image;
-    let info = u32::from(identity.cdrom) * VDISK_CDROM
-        | u32::from(identity.removable) * VDISK_REMOVABLE
-        | u32::from(identity.read_only) * VDISK_READONLY;
+    let bit = |set: bool, bit: u32| if set { bit } else { 0 };
+    let info = bit(identity.cdrom, VDISK_CDROM)
+        | bit(identity.removable, VDISK_REMOVABLE)
+        | bit(identity.read_only, VDISK_READONLY);
+    let physical = image.physical_sector_bytes.max(image.sector_bytes);
     // Capacity has to be a multiple of it.
-    let physical = u64::from(image.physical_sector_bytes.max(image.sector_bytes));
-    let fits = physical != 0 && image.sectors * 512 % physical == 0;
-    let physical =
-        if fits { image.physical_sector_bytes.max(image.sector_bytes) } else { image.sector_bytes };
+    let fits = (image.sectors * 512).is_multiple_of(u64::from(physical));
+    let physical = if fits { physical } else { image.sector_bytes };
     batch
         .write(address.key("feature-flush-cache"), 1)
         .write(address.key("feature-barrier"), 1)

@@ -1,7 +1,7 @@
 //! Reads a VBD's two directories from xenstore into what the machine understands.
 //!
-//! It decides nothing and writes nothing. What the guest wrote is parsed here and goes no further as
-//! text. Called by `actor` and `watcher`.
+//! It decides nothing and writes nothing. What the guest wrote is parsed here and goes no further
+//! as text. Called by `actor` and `watcher`.
 
 use super::address::Address;
 use super::backend::{Backend, BackendSight, Sight};

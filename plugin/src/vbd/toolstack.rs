@@ -54,9 +54,10 @@ impl Plan {
         Ok(if serves { Taken::By(other) } else { Taken::Free(Some(other)) })
     }
 
-    /// Makes both directories, in one transaction: with permissions before keys, so that no frontend
-    /// finds offers that it may not read (it would do without them and say nothing); the frontend's
-    /// keys before the backend's, since a backend takes a missing frontend for one that has gone.
+    /// Makes both directories, in one transaction: with permissions before keys, so that no
+    /// frontend finds offers that it may not read (it would do without them and say nothing); the
+    /// frontend's keys before the backend's, since a backend takes a missing frontend for one that
+    /// has gone.
     ///
     /// # Errors
     /// `Changed` when the name is not free any more.

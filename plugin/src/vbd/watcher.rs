@@ -1,8 +1,8 @@
 //! Finds the VBDs that are ours and keeps an actor for each; hands on what concerns them.
 //!
-//! It watches the backend directories of our kinds, and domains that come and go. A watch's event is
-//! reduced at once to which device has to be looked at; a set of those is all that is kept. It never
-//! acts on a device itself. One task, started by [`super::Vbds`].
+//! It watches the backend directories of our kinds, and domains that come and go. A watch's event
+//! is reduced at once to which device has to be looked at; a set of those is all that is kept. It
+//! never acts on a device itself. One task, started by [`super::Vbds`].
 
 use super::actor::{self, Hold, Message};
 use super::address::{self, Address, Spot};

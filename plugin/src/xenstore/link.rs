@@ -1,10 +1,10 @@
 //! One connection to xenstored, from opening to its end: xenstore-rs for reading, writing, listing
 //! and watching, [`raw`] for the rest.
 //!
-//! It never reconnects: `live` opens another. xenstore-rs 0.8 leaves its tasks and its socket behind
-//! when its user goes, waits for ever once xenstored went, and stops answering while a watch is not
-//! drained. So each link has a runtime of its own, which takes everything down with it; each watch
-//! has a task that does nothing but drain it; and `raw` tells when xenstored went.
+//! It never reconnects: `live` opens another. xenstore-rs 0.8 leaves its tasks and its socket
+//! behind when its user goes, waits for ever once xenstored went, and stops answering while a watch
+//! is not drained. So each link has a runtime of its own, which takes everything down with it; each
+//! watch has a task that does nothing but drain it; and `raw` tells when xenstored went.
 
 use super::raw::{self, Job};
 use super::{CALL_DEADLINE, Sink, StoreError};

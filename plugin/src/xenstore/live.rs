@@ -1,8 +1,8 @@
 //! The [`Store`] that speaks to xenstored and outlives it: connects, reconnects with back-off, and
 //! sets every watch again.
 //!
-//! While xenstored is away each call fails at once and says so. Once it is back every watch fires, so
-//! that whoever watches reads everything again. Made once, by `vbd`.
+//! While xenstored is away each call fails at once and says so. Once it is back every watch fires,
+//! so that whoever watches reads everything again. Made once, by `vbd`.
 
 use super::link::Link;
 use super::raw::Job;

@@ -1,4 +1,5 @@
-//! A [`Store`] in memory, for unit tests: nodes, watches, permissions, and an xenstored that can go.
+//! A [`Store`] in memory, for unit tests: nodes, watches, permissions, and an xenstored that can
+//! go.
 
 use super::{Batch, Change, Guard, Pending, Permissions, Sink, Store, StoreError, Watch};
 use std::collections::{BTreeMap, BTreeSet, HashMap};

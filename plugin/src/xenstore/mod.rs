@@ -1,7 +1,7 @@
 //! xenstore as the rest of the daemon sees it: a few verbs behind the trait [`Store`].
 //!
-//! [`live::Live`] speaks to xenstored, `memory::Memory` stands in for it in unit tests. Nothing here
-//! knows what a VBD is. Called by `vbd`.
+//! [`live::Live`] speaks to xenstored, `memory::Memory` stands in for it in unit tests. Nothing
+//! here knows what a VBD is. Called by `vbd`.
 
 mod link;
 pub mod live;
@@ -21,7 +21,8 @@ use std::time::Duration;
 pub const CALL_DEADLINE: Duration = Duration::from_secs(5);
 /// How often a transaction is tried again that collided with another writer's.
 pub const COLLISIONS_MAX: u32 = 16;
-/// The longest payload of a message, bytes (`XENSTORE_PAYLOAD_MAX`, xen/include/public/io/xs_wire.h).
+/// The longest payload of a message, bytes (`XENSTORE_PAYLOAD_MAX`,
+/// xen/include/public/io/xs_wire.h).
 pub const PAYLOAD_BYTES_MAX: usize = 4096;
 
 /// Why a call to xenstore failed.
@@ -158,8 +159,8 @@ pub trait Store: Send + Sync {
     fn transact<'a>(&'a self, batch: &'a Batch) -> Pending<'a, ()>;
     /// Whether xenstored knows the domain: it lives.
     fn introduced(&self, domid: u16) -> Pending<'_, bool>;
-    /// Calls `sink` once now and whenever the node or one below it changes, and again after xenstored
-    /// was away, since changes may have been missed.
+    /// Calls `sink` once now and whenever the node or one below it changes, and again after
+    /// xenstored was away, since changes may have been missed.
     fn watch(&self, path: &str, sink: Sink) -> Watch;
     /// Whether xenstored answers.
     fn alive(&self) -> bool;

@@ -1,5 +1,5 @@
-//! A connection of our own to xenstored, for what xenstore-rs cannot say: transactions, permissions,
-//! directories above 4 KiB, whether a domain is introduced.
+//! A connection of our own to xenstored, for what xenstore-rs cannot say: transactions,
+//! permissions, directories above 4 KiB, whether a domain is introduced.
 //!
 //! One task owns the connection and does one job at a time, start to end, whether or not the caller
 //! still waits, so that no answer can be taken for another's. It never watches. That its connection

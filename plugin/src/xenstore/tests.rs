@@ -35,6 +35,7 @@ pub fn genuine(path: &PathBuf) -> GenuineXenstored {
     xenstored
 }
 
+/// Runs a test's future, within what a test may take.
 pub fn block_on<T>(future: impl Future<Output = T>) -> T {
     let within = async { tokio::time::timeout(Duration::from_secs(50), future).await.unwrap() };
     tokio::runtime::Runtime::new().unwrap().block_on(within)
