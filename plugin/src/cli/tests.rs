@@ -13,13 +13,28 @@ fn the_command_line_is_consistent() {
     Cli::command().debug_assert();
 }
 
+/// The command lines of a document or a help text, shell syntax around them taken off.
+fn examples(text: &str) -> Vec<Vec<String>> {
+    let plain = |line: &str| {
+        let line = line.split("  #").next().unwrap_or_default().split(" > ").next()?.trim();
+        let at = line.find("$(zerotap ").map(|at| at + 2);
+        let line = &line[at.or(line.starts_with("zerotap ").then_some(0))?..];
+        Some(line.trim_end_matches([')', '&', ' ']).replace("$DOMID", "5").replace('\'', ""))
+    };
+    let words = |line: String| line.split_whitespace().map(str::to_owned).collect();
+    text.lines().filter_map(plain).map(words).collect()
+}
+
 #[test]
-fn every_command_of_the_examples_parses() {
-    let line = |text: &str| text.replace("$SR", "s").replace("$VDI", "v");
-    let calls = EXAMPLES.lines().filter_map(|text| text.find("zerotap ").map(|at| &text[at..]));
-    for call in calls {
-        let call = line(call.trim_end_matches(')'));
-        Cli::try_parse_from(call.split(' ')).unwrap_or_else(|error| panic!("{call}: {error}"));
+fn every_command_that_is_shown_parses() {
+    let readme = include_str!("../../../README.md");
+    for text in [EXAMPLES, readme] {
+        let shown = examples(text);
+        assert!(shown.len() > 8, "{shown:?}");
+        for words in shown {
+            let done = Cli::try_parse_from(&words);
+            done.unwrap_or_else(|error| panic!("{}: {error}", words.join(" ")));
+        }
     }
 }
 

@@ -1,0 +1,100 @@
+//! Documents that go stale in silence: what a machine can compare with the tree, it compares.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+const DOCUMENTS: [&str; 6] = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "LICENSE.md",
+    "docs/architecture.md",
+    "docs/dependencies.md",
+];
+const MEMBERS: [&str; 5] = ["rpc-schema", "plugin", "datapath", "tests", "xtask"];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a workspace member").to_owned()
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// The names that stand in a manifest's tables of dependencies, our own crates left out.
+fn dependencies(manifest: &str) -> BTreeSet<String> {
+    let mut in_dependencies = false;
+    let mut found = BTreeSet::new();
+    for line in manifest.lines() {
+        if line.starts_with('[') {
+            in_dependencies = line.contains("dependencies]");
+        } else if in_dependencies && line.starts_with(|first: char| first.is_ascii_lowercase()) {
+            let name = line.split(['=', '.', ' ']).next().unwrap_or_default();
+            if !name.starts_with("zerotap-") {
+                found.insert(name.to_owned());
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn every_dependency_has_its_reason_and_no_other() {
+    let text = read("docs/dependencies.md");
+    let rows = text.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
+    let reasons: BTreeSet<String> = rows
+        .filter(|names| *names != "crate")
+        .flat_map(|names| names.split(", "))
+        .map(str::to_owned)
+        .collect();
+    let manifests = MEMBERS.map(|member| dependencies(&read(&format!("{member}/Cargo.toml"))));
+    let used: BTreeSet<String> = manifests.into_iter().flatten().collect();
+    assert!(used.len() > 10, "{used:?}");
+    assert_eq!(reasons, used, "docs/dependencies.md on the left, the manifests on the right");
+}
+
+/// The targets of `[text](target)`.
+fn links(text: &str) -> impl Iterator<Item = &str> {
+    text.split("](").skip(1).filter_map(|rest| rest.split(')').next())
+}
+
+#[test]
+fn links_lead_to_files() {
+    let mut dead = Vec::new();
+    for document in DOCUMENTS {
+        let text = read(document);
+        let dir = root().join(document).parent().expect("a directory").to_owned();
+        for target in links(&text).filter(|target| !target.starts_with("http")) {
+            let file = target.split('#').next().unwrap_or_default();
+            if !dir.join(file).exists() {
+                dead.push(format!("{document}: {target}"));
+            }
+        }
+    }
+    assert!(dead.is_empty(), "{dead:?}");
+}
+
+/// Words in backquotes that are paths of ours: with a slash and an ending, or a directory's slash.
+fn paths(text: &str) -> impl Iterator<Item = &str> {
+    let quoted = text.split('`').skip(1).step_by(2);
+    quoted.filter(|word| {
+        let plain = word.chars().all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c));
+        let ours =
+            ["plugin/", "datapath/", "rpc-schema/", "tests/", "xtask/", "migrations/", "docs/"];
+        plain && ours.iter().any(|dir| word.starts_with(dir))
+    })
+}
+
+#[test]
+fn files_that_are_named_exist() {
+    let mut gone = Vec::new();
+    for document in DOCUMENTS {
+        let text = read(document);
+        gone.extend(
+            paths(&text)
+                .filter(|path| !root().join(path).exists())
+                .map(|path| format!("{document}: {path}")),
+        );
+    }
+    assert!(gone.is_empty(), "{gone:?}");
+}
