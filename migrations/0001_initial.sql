@@ -40,7 +40,8 @@ CREATE TABLE worker (
     UNIQUE (sr, vdi)
 ) STRICT;
 
--- Written before an effect, removed with its outcome. `vdi` is empty for an operation on a whole SR.
+-- Written before an effect, removed with its outcome. `vdi` is empty for an operation on a whole
+-- SR.
 CREATE TABLE intent (
     id        INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     sr        TEXT NOT NULL REFERENCES sr (uuid) ON DELETE CASCADE,

@@ -1,7 +1,7 @@
 //! The daemon: wiring, signals, the order in which things start and stop.
 //!
-//! Start: lock, socket, database, what an earlier daemon left, VBDs, calls. Stop: calls, VBDs, database.
-//! Workers are left alone by both. Called by the command line's `serve`.
+//! Start: lock, socket, database, what an earlier daemon left, VBDs, calls. Stop: calls, VBDs,
+//! database. Workers are left alone by both. Called by the command line's `serve`.
 
 use crate::config::Config;
 pub use crate::config::ServeArgs;
@@ -111,8 +111,8 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
     Ok(())
 }
 
-/// xenstore-rs takes its socket from the environment alone, and to change our own would be unsafe: the
-/// simulated host's daemon starts itself once more, with the right one.
+/// xenstore-rs takes its socket from the environment alone, and to change our own would be unsafe:
+/// the simulated host's daemon starts itself once more, with the right one.
 fn find_simulated_xenstored(host: &Host) -> Result<()> {
     let Host::Sim { dir } = host else { return Ok(()) };
     if std::env::var_os(XENSTORED_PATH).is_some() {
@@ -165,8 +165,8 @@ fn lock(path: &Path) -> Result<File> {
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(Errno::WOULDBLOCK) => bail!(
-            "another daemon has {} locked. Stop it first, or give this one a --run-dir and a --state of \
-             its own",
+            "another daemon has {} locked. Stop it first, or give this one a --run-dir and a \
+             --state of its own",
             path.display()
         ),
         Err(error) => Err(error).with_context(|| format!("cannot lock {}", path.display())),

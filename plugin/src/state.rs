@@ -1,12 +1,14 @@
 //! What this host remembers over a restart of the daemon: the SQLite database, and the only SQL.
 //!
-//! Never decides anything: it stores rows and settles several at once in one transaction. Called by the
-//! registry and its actors, and at start by the daemon. WAL with synchronous=FULL: a call that has
-//! returned is on the disk. One connection: SQLite has one writer, so there is no waiting for locks.
+//! Never decides anything: it stores rows and settles several at once in one transaction. Called by
+//! the registry and its actors, and at start by the daemon. WAL with synchronous=FULL: a call that
+//! has returned is on the disk. One connection: SQLite has one writer, so there is no waiting for
+//! locks.
 //!
 //! Every query is checked by the compiler against `.sqlx/`, and a test checks `.sqlx/` against
 //! `migrations/`. WHEN CHANGING A QUERY, renew `.sqlx/` from the workspace's root:
-//! `rm -f .sqlx/* target/schema.db; cat migrations/*.sql | sqlite3 target/schema.db; touch plugin/src/main.rs;
+//! `rm -f .sqlx/* target/schema.db; cat migrations/*.sql | sqlite3 target/schema.db;
+//! touch plugin/src/main.rs;
 //! DATABASE_URL=sqlite:$PWD/target/schema.db SQLX_OFFLINE_DIR=$PWD/.sqlx cargo check -p zerotap`
 
 use crate::vdi::VdiId;
@@ -278,7 +280,8 @@ impl State {
         Ok(())
     }
 
-    /// Forgets a worker, settles an intent and changes a datapath, whichever are given, all at once.
+    /// Forgets a worker, settles an intent and changes a datapath, whichever are given, all at
+    /// once.
     pub async fn settle_without_worker(
         &self,
         intent: Option<i64>,

@@ -6,7 +6,7 @@ use crate::vdi::VdiId;
 use std::fmt::Write;
 use std::time::Duration;
 use zerotap_rpc_schema::StorageError;
-use zerotap_rpc_schema::admin::Trouble;
+use zerotap_rpc_schema::admin::{Trouble, Vbd};
 use zerotap_rpc_schema::smapi2::VdiState;
 
 /// How long an SR may take to say that it is well.
@@ -43,8 +43,8 @@ pub async fn trouble(core: &Core) -> Result<Vec<Trouble>, StorageError> {
             what: format!("VDI {}", row.vdi),
             problem: format!("its worker {} (pid {}) is gone: {why}", row.id, row.pid),
             remedy: format!(
-                "call VDI.activate3 for datapath {} once more: it starts a new worker; or end the use \
-                 with DP.destroy2. The daemon's log has the worker's last words",
+                "call VDI.activate3 for datapath {} once more: it starts a new worker; or end the \
+                 use with DP.destroy2. The daemon's log has the worker's last words",
                 users.first().unwrap_or(&"-")
             ),
         });
@@ -110,6 +110,18 @@ pub async fn report(core: &Core) -> Result<String, StorageError> {
             row.id, row.vdi, row.pid, row.since
         );
     }
+    let _ = writeln!(text, "\nVBDs:");
+    match core.vbds.list().await {
+        Ok(vbds) => vbds.iter().for_each(|vbd| {
+            let Vbd { domid, device, kind, mode, state, since, .. } = vbd;
+            let worker = vbd.worker.as_deref().unwrap_or("no worker");
+            let _ = writeln!(
+                text,
+                "  domain {domid}  {device}  {kind}  {mode}  {state} since {since}  {worker}"
+            );
+        }),
+        Err(error) => _ = writeln!(text, "  {error}"),
+    }
     let _ = writeln!(text, "\ntrouble:");
     for Trouble { what, problem, remedy } in trouble(core).await? {
         let _ = writeln!(text, "  {what}: {problem}\n    {remedy}");
@@ -124,7 +136,7 @@ async fn report_srs(core: &Core, text: &mut String) -> std::fmt::Result {
         match attached.run(|file| file.contents()).await {
             Err(error) => writeln!(text, "  {error}")?,
             Ok(Contents { keys, orphans, temporaries, foreign }) => {
-                writeln!(text, "  {} volumes", keys.len())?;
+                writeln!(text, "  volumes: {}", keys.len())?;
                 names(text, "data without a record, left by a crash or put there", &orphans)?;
                 names(text, "half-written, removed at the next SR.attach", &temporaries)?;
                 names(text, "foreign, left alone", &foreign)?;

@@ -1,4 +1,5 @@
-//! The socket: made, guarded, accepted on; JSON-RPC over HTTP POST and WebSocket, and `GET /healthz`.
+//! The socket: made, guarded, accepted on; JSON-RPC over HTTP POST and WebSocket, and `GET
+//! /healthz`.
 //!
 //! Knows no method. Everything that a client can make large is bounded here.
 

@@ -1,7 +1,7 @@
 //! How a method of the table becomes a handler: strict parameters in, SMAPIv2's errors out.
 //!
-//! Knows no method by name; `smapi2.rs` and `admin.rs` add theirs. The whole table is served, no more
-//! and no less: a test says so.
+//! Knows no method by name; `smapi2.rs` and `admin.rs` add theirs. The whole table is served, no
+//! more and no less: a test says so.
 
 use crate::rpc::Core;
 use crate::rpc::peer::Peer;
@@ -99,8 +99,8 @@ fn parse<P: DeserializeOwned>(
         Value::Object(object) => object,
         Value::Null => serde_json::Map::new(),
         _ => {
-            let problem = "its parameters are named: give an object, not an array. rpc.discover tells \
-                           the names";
+            let problem = "its parameters are named: give an object, not an array. rpc.discover \
+                           tells the names";
             return Err(refuse(problem.into()));
         }
     };

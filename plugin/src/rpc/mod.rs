@@ -1,7 +1,8 @@
 //! The JSON-RPC door: a unix socket, HTTP and WebSocket, the methods of the table.
 //!
-//! It translates and never decides. A handler may be dropped at any await, when its client hangs up;
-//! whatever changes something is therefore done by an actor, or in a task of its own ([`to_the_end`]).
+//! It translates and never decides. A handler may be dropped at any await, when its client hangs
+//! up; whatever changes something is therefore done by an actor, or in a task of its own
+//! ([`to_the_end`]).
 
 mod admin;
 pub mod diagnostics;

@@ -1,4 +1,5 @@
-//! The door with a real socket: who gets in, what is bounded, and that the whole table is behind it.
+//! The door with a real socket: who gets in, what is bounded, and that the whole table is behind
+//! it.
 
 use super::*;
 use crate::config::{Config, HostKind, ServeArgs};

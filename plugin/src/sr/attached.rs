@@ -1,7 +1,8 @@
 //! The SRs that this host has attached, and the lock of each.
 //!
-//! Operations on a whole SR hold its lock alone, operations on its VDIs share it: no VDI is activated
-//! while its SR goes. Called by the RPC handlers (in tasks of their own) and by VDI actors.
+//! Operations on a whole SR hold its lock alone, operations on its VDIs share it: no VDI is
+//! activated while its SR goes. Called by the RPC handlers (in tasks of their own) and by VDI
+//! actors.
 
 use crate::sr::Sr;
 use crate::state::{Operation, SrRow, State};
@@ -113,7 +114,8 @@ impl Srs {
                 return Ok(());
             }
             let text = format!(
-                "cannot attach SR {uuid} with {config:?}: it is attached with {there:?}. Detach it first"
+                "cannot attach SR {uuid} with {config:?}: it is attached with {there:?}. Detach it \
+                first"
             );
             return Err(StorageError::backend(number::SR_IN_USE, text));
         }
@@ -195,8 +197,8 @@ impl Srs {
         });
         if let Some((vdi, datapath)) = active {
             let text = format!(
-                "cannot {verb} SR {uuid}: its VDI {} is active for datapath {} of domain {} since {}. End \
-                 that use first (VDI.deactivate, or DP.destroy2)",
+                "cannot {verb} SR {uuid}: its VDI {} is active for datapath {} of domain {} since \
+                 {}. End that use first (VDI.deactivate, or DP.destroy2)",
                 vdi.vdi, datapath.dp, datapath.domain, datapath.since
             );
             return Err(StorageError::backend(number::SR_IN_USE, text));
@@ -204,8 +206,8 @@ impl Srs {
         let workers = self.state.workers().await.map_err(internal)?;
         if let Some(worker) = workers.iter().find(|worker| worker.vdi.sr == uuid) {
             let text = format!(
-                "cannot {verb} SR {uuid}: worker {} (pid {}) has not let go of its VDI {} yet. Try again; \
-                 Host.status tells what holds it up",
+                "cannot {verb} SR {uuid}: worker {} (pid {}) has not let go of its VDI {} yet. Try \
+                 again; Host.status tells what holds it up",
                 worker.id, worker.pid, worker.vdi.vdi
             );
             return Err(StorageError::backend(number::SR_IN_USE, text));

@@ -1,7 +1,7 @@
 //! The records of an SR's volumes: one file `<key>.vdi.json` each, in the SR's directory.
 //!
-//! Complete or an error: whoever gets a list may delete what is not on it. Never touches volumes' data
-//! nor a file that is not ours. Blocking; called by the file SR.
+//! Complete or an error: whoever gets a list may delete what is not on it. Never touches volumes'
+//! data nor a file that is not ours. Blocking; called by the file SR.
 
 use crate::sr::publish::{self, is_temporary};
 use crate::sr::record::{Record, is_key};
@@ -231,6 +231,16 @@ mod tests {
         assert_eq!(contents.orphans, ["lost.raw"]);
         assert_eq!(contents.foreign, ["notes.txt"]);
         assert_eq!(contents.temporaries, [".zerotap-x.tmp"]);
+    }
+
+    #[test]
+    fn a_full_disk_is_called_so() {
+        for (errno, number) in [(28, 44), (122, 44), (5, 200)] {
+            let error = io::Error::from_raw_os_error(errno);
+            let told = failed("write", Path::new("/srv/x"), &error);
+            assert_eq!(told.code(), number, "{told}");
+            assert!(told.to_string().contains("/srv/x"), "{told}");
+        }
     }
 
     #[test]

@@ -68,8 +68,8 @@ impl FileSr {
             Ok(record) if record.uuid == self.uuid => return Ok(()),
             Ok(record) => {
                 let text = format!(
-                    "cannot create SR {}: {} holds SR {} ({}) already. Attach that one with SR.attach, or \
-                     give another directory",
+                    "cannot create SR {}: {} holds SR {} ({}) already. Attach that one with \
+                     SR.attach, or give another directory",
                     self.uuid,
                     self.dir.display(),
                     record.uuid,
@@ -111,8 +111,8 @@ impl FileSr {
         let keys = self.catalog.contents()?.keys;
         if !keys.is_empty() {
             let text = format!(
-                "cannot destroy SR {}: it has {} VDIs. Destroy them first (VDI.destroy), or detach it \
-                 with SR.detach, which keeps them",
+                "cannot destroy SR {}: it has {} VDIs. Destroy them first (VDI.destroy), or detach \
+                 it with SR.detach, which keeps them",
                 self.uuid,
                 keys.len()
             );
@@ -239,8 +239,8 @@ impl FileSr {
             Ok(_) => Ok(()),
             Err(Errno::INVAL) => {
                 let text = format!(
-                    "cannot create SR {}: the file system of {} cannot do direct I/O (O_DIRECT). Give a \
-                     directory on one that can: ext4, xfs, btrfs, NFS",
+                    "cannot create SR {}: the file system of {} cannot do direct I/O (O_DIRECT). \
+                     Give a directory on one that can: ext4, xfs, btrfs, NFS",
                     self.uuid,
                     self.dir.display()
                 );

@@ -67,10 +67,10 @@ impl Image {
                 "has vanished. Put it back from a backup, or give the VDI up with VDI.destroy",
             ),
             Errno::INVAL => refuse(
-                "lies on a file system that cannot do direct I/O (O_DIRECT). Move the SR to one that can: \
-                 ext4, xfs, btrfs, NFS",
+                "lies on a file system that cannot do direct I/O (O_DIRECT). Move the SR to one \
+                 that can: ext4, xfs, btrfs, NFS",
             ),
-            Errno::BUSY => refuse("is in use by something else (mounted, or part of a RAID or LVM)"),
+            Errno::BUSY => refuse("is in use by something else (mounted, RAID, LVM)"),
             error => refuse(&format!("cannot be opened: {error}")),
         })?;
         let stat = rustix::fs::fstat(&fd).map_err(|error| refuse(&error.to_string()))?;
@@ -84,8 +84,8 @@ impl Image {
         };
         if size < record.virtual_size {
             return Err(refuse(&format!(
-                "has shrunk to {size} bytes, and the disk has {}. Put it back from a backup; or, if \
-                 the rest is not needed, make it as long again (truncate -s {})",
+                "has shrunk to {size} bytes, and the disk has {}. Put it back from a backup; or, \
+                 if the rest is not needed, make it as long again (truncate -s {})",
                 record.virtual_size, record.virtual_size
             )));
         }

@@ -1,8 +1,8 @@
 //! Storage repositories: what one can do, whichever kind it is. There is one kind yet, `file`.
 //!
-//! A file system may hang for ever (NFS). [`Sr::run`] therefore works on another thread and stops to
-//! wait after [`FILE_DEADLINE`]; the thread finishes when the file system does, and what it then has
-//! done is told by the intent that stays unsettled.
+//! A file system may hang for ever (NFS). [`Sr::run`] therefore works on another thread and stops
+//! to wait after [`FILE_DEADLINE`]; the thread finishes when the file system does, and what it then
+//! has done is told by the intent that stays unsettled.
 
 pub mod attached;
 pub mod catalog;
@@ -45,7 +45,8 @@ impl Sr {
     pub fn new(uuid: &str, config: &Pairs, overcommit: bool) -> Result<Sr, StorageError> {
         if uuid::Uuid::try_parse(uuid).is_err() || uuid.len() != 36 {
             let text = format!(
-                "`{uuid}` cannot be an SR's uuid: give one like 8a6b0f4e-0d0c-4f0f-9a31-1f6d0b5a2c77"
+                "`{uuid}` cannot be an SR's uuid: give one like \
+                8a6b0f4e-0d0c-4f0f-9a31-1f6d0b5a2c77"
             );
             return Err(StorageError::backend(number::BAD_REQUEST, text));
         }
@@ -86,8 +87,8 @@ impl Sr {
             Ok(Err(panic)) => Err(StorageError::Internal(format!("file work failed: {panic}"))),
             Err(_) => {
                 let text = format!(
-                    "the file system of {} has not answered for {} s. See that it does (a network file \
-                     system's server?), then try again",
+                    "the file system of {} has not answered for {} s. See that it does (a network \
+                     file system's server?), then try again",
                     self.file.dir().display(),
                     FILE_DEADLINE.as_secs()
                 );

@@ -1,8 +1,8 @@
 //! The volumes of a file SR: made, grown, changed, removed, opened.
 //!
-//! Blocking, as the rest of the SR. Order is its business: data before record when a volume is made,
-//! record before data when it goes, so that a crash leaves no record without data. Who may do what to
-//! a volume in use is decided above.
+//! Blocking, as the rest of the SR. Order is its business: data before record when a volume is
+//! made, record before data when it goes, so that a crash leaves no record without data. Who may do
+//! what to a volume in use is decided above.
 
 use crate::sr::catalog::failed;
 use crate::sr::file::{FileSr, bytes};
@@ -111,7 +111,8 @@ impl FileSr {
         Ok(device.size)
     }
 
-    /// Makes a planned volume: data first, then the record. Succeeds when this very volume is there.
+    /// Makes a planned volume: data first, then the record. Succeeds when this very volume is
+    /// there.
     ///
     /// # Errors
     /// A full disk, among others; nothing is left then.
@@ -179,7 +180,8 @@ impl FileSr {
         }
         let device = match self.catalog.read(key) {
             Ok(record) => record.device,
-            // An orphaned data file of this name belongs to somebody: only our intents discard those.
+            // An orphaned data file of this name belongs to somebody: only our intents discard
+            // those.
             Err(StorageError::VdiDoesNotExist(_)) => return Ok(()),
             Err(damaged) => return Err(damaged),
         };
@@ -305,8 +307,8 @@ impl FileSr {
             return Ok(());
         }
         let text = format!(
-            "cannot {what}: that takes {size} bytes and SR {} has {free} free. Ask for less, free some \
-             space, or set `overcommit = true` in zerotap.toml to let sparse VDIs exceed it",
+            "cannot {what}: that takes {size} bytes and SR {} has {free} free. Ask for less, free \
+             some space, or set `overcommit = true` in zerotap.toml to let sparse VDIs exceed it",
             self.uuid
         );
         Err(StorageError::backend(number::SR_NO_SPACE, text))
@@ -334,8 +336,8 @@ fn too_large(error: Errno, size: i64, path: &Path) -> StorageError {
         }
         Errno::OPNOTSUPP => {
             let text = format!(
-                "cannot preallocate {}: this file system does not do that. Leave sm_config.allocation \
-                 out for a sparse VDI",
+                "cannot preallocate {}: this file system does not do that. Leave \
+                 sm_config.allocation out for a sparse VDI",
                 path.display()
             );
             StorageError::backend(number::VDI_CREATE, text)

@@ -1,8 +1,8 @@
 //! One VDI's actor: a task that takes commands from a queue, one after the other.
 //!
 //! It holds nothing of its own: what is true stands in the database, on the SR and in the set of
-//! workers, so a daemon that was killed, or an actor that panicked, loses nothing. It lives while there
-//! are commands. What each command does: `datapath.rs`, `volume.rs`, `service.rs`.
+//! workers, so a daemon that was killed, or an actor that panicked, loses nothing. It lives while
+//! there are commands. What each command does: `datapath.rs`, `volume.rs`, `service.rs`.
 
 use crate::sr::record::Record;
 use crate::vdi::VdiId;

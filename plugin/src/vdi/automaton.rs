@@ -1,8 +1,8 @@
 //! The states of a VDI and of its datapaths, and the moves between them. Pure: no I/O, no clock.
 //!
-//! Source: xen-api `ocaml/xapi-idl/storage/vdi_automaton.ml`; the tests hold its table.
-//! A VDI's superstate is the most that any of its datapaths asks for; what has to be done for a call
-//! is the path from the old superstate to the new one. Called by a VDI's actor.
+//! Source: xen-api `ocaml/xapi-idl/storage/vdi_automaton.ml`; the tests hold its table. A VDI's
+//! superstate is the most that any of its datapaths asks for; what has to be done for a call is the
+//! path from the old superstate to the new one. Called by a VDI's actor.
 
 use crate::state::Datapath;
 use zerotap_rpc_schema::StorageError;
@@ -116,8 +116,8 @@ pub fn admit(
     Err(StorageError::backend(
         number::VDI_IN_USE,
         format!(
-            "cannot attach VDI {name} {mode} for datapath {dp}: it is {} for datapath {} of domain {} \
-             since {}. End that use first (VDI.deactivate and VDI.detach, or DP.destroy2)",
+            "cannot attach VDI {name} {mode} for datapath {dp}: it is {} for datapath {} of domain \
+             {} since {}. End that use first (VDI.deactivate and VDI.detach, or DP.destroy2)",
             holder.state, holder.dp, holder.domain, holder.since
         ),
     ))
@@ -142,13 +142,15 @@ mod tests {
     fn table_is_upstreams() {
         let moves =
             [Move::Attach(RO), Move::Attach(RW), Move::Activate, Move::Deactivate, Move::Detach];
-        #[rustfmt::skip]
+        let [none, detached] = [None, Some(Detached)];
+        let [a_ro, a_rw] = [Some(Attached(RO)), Some(Attached(RW))];
+        let [s_ro, s_rw] = [Some(Activated(RO)), Some(Activated(RW))];
         let table = [
-            (Detached,      [Some(Attached(RO)),  Some(Attached(RW)),  None,                Some(Detached),     Some(Detached)]),
-            (Attached(RO),  [Some(Attached(RO)),  None,                Some(Activated(RO)), Some(Attached(RO)), Some(Detached)]),
-            (Attached(RW),  [Some(Attached(RW)),  Some(Attached(RW)),  Some(Activated(RW)), Some(Attached(RW)), Some(Detached)]),
-            (Activated(RO), [Some(Activated(RO)), None,                Some(Activated(RO)), Some(Attached(RO)), None]),
-            (Activated(RW), [Some(Activated(RW)), Some(Activated(RW)), Some(Activated(RW)), Some(Attached(RW)), None]),
+            (Detached, [a_ro, a_rw, none, detached, detached]),
+            (Attached(RO), [a_ro, none, s_ro, a_ro, detached]),
+            (Attached(RW), [a_rw, a_rw, s_rw, a_rw, detached]),
+            (Activated(RO), [s_ro, none, s_ro, a_ro, none]),
+            (Activated(RW), [s_rw, s_rw, s_rw, a_rw, none]),
         ];
         for (state, row) in table {
             for (asked, expected) in moves.into_iter().zip(row) {

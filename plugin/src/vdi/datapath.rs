@@ -58,7 +58,8 @@ impl Vdi<'_> {
         automaton::admit(&uses.others, dp, mode, record.sharable, &record.key)?;
         if uses.others.len() >= DATAPATHS_MAX {
             let text = format!(
-                "cannot attach VDI {} for datapath {dp}: {DATAPATHS_MAX} datapaths use it, the most there are",
+                "cannot attach VDI {} for datapath {dp}: {DATAPATHS_MAX} datapaths use it, the \
+                most there are",
                 record.key
             );
             return Err(StorageError::backend(number::VDI_IN_USE, text));
@@ -114,8 +115,8 @@ impl Vdi<'_> {
             return Ok(());
         }
         if let VdiState::Activated(_) = uses.superstate_with(to) {
-            // Others go on. Nothing is reopened for them, so no path from superstate to superstate is
-            // asked for: who leaves is never refused.
+            // Others go on. Nothing is reopened for them, so no path from superstate to superstate
+            // is asked for: who leaves is never refused.
             return self.change(&uses.this, to).await;
         }
         let deactivated = Datapath { state: to, since: now(), ..uses.this };
@@ -158,8 +159,8 @@ impl Vdi<'_> {
         self.detach_only(dp).await
     }
 
-    /// Tries once more to clean leaked datapaths up. When that fails they stay, and are in the way of
-    /// whatever they exclude.
+    /// Tries once more to clean leaked datapaths up. When that fails they stay, and are in the way
+    /// of whatever they exclude.
     pub(super) async fn retry_leaked(&self) -> Result<(), StorageError> {
         for held in self.registry.state.datapaths(self.id).await.map_err(internal)? {
             if !held.leaked {
@@ -210,8 +211,8 @@ fn check_name(what: &str, name: &str) -> Result<(), StorageError> {
         return Ok(());
     }
     let text = format!(
-        "cannot attach: {name:?} cannot be the name of a {what}: 1 to {NAME_BYTES_MAX} bytes without control \
-         characters"
+        "cannot attach: {name:?} cannot be the name of a {what}: 1 to {NAME_BYTES_MAX} bytes \
+         without control characters"
     );
     Err(StorageError::backend(number::BAD_REQUEST, text))
 }

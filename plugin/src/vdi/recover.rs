@@ -1,7 +1,7 @@
 //! What a new daemon does before it serves: look at what the old one left, and act on the plan.
 //!
-//! `worker/reconcile.rs` decides. Nothing here fails the start: what can't be settled now is logged,
-//! keeps its intent, and is tried at the next start. Called once, by the daemon.
+//! `worker/reconcile.rs` decides. Nothing here fails the start: what can't be settled now is
+//! logged, keeps its intent, and is tried at the next start. Called once, by the daemon.
 
 use crate::sr::attached::internal;
 use crate::state::WorkerRow;

@@ -239,11 +239,13 @@ impl Registry {
                 Ok(()) => return Ok(()),
                 Err(mpsc::error::TrySendError::Full(_)) => {
                     let text = format!(
-                        "VDI {vdi} is busy: {COMMANDS_QUEUED_MAX} calls wait for it. Try again later"
+                        "VDI {vdi} is busy: {COMMANDS_QUEUED_MAX} calls wait for it. Try again \
+                        later"
                     );
                     return Err(StorageError::backend(number::GENERAL, text));
                 }
-                // Its task panicked, which was logged; the next one reads the truth from the database.
+                // Its task panicked, which was logged; the next one reads the truth from the
+                // database.
                 Err(mpsc::error::TrySendError::Closed(job)) => job,
             },
             Slot::Vacant(_) => job,
@@ -263,7 +265,8 @@ impl Registry {
         }
     }
 
-    /// Lets an actor go that has nothing to do. Posting happens under the same lock: no job is lost.
+    /// Lets an actor go that has nothing to do. Posting happens under the same lock: no job is
+    /// lost.
     pub(super) fn retire(&self, vdi: &VdiId, queue: &mpsc::Receiver<Job>) -> bool {
         let mut actors = self.actors.lock().unwrap_or_else(PoisonError::into_inner);
         let idle = queue.is_empty();

@@ -106,7 +106,8 @@ impl Vdi<'_> {
         Ok(())
     }
 
-    /// Stops the VDI's worker, whatever its condition, and waits until nobody does I/O on the image.
+    /// Stops the VDI's worker, whatever its condition, and waits until nobody does I/O on the
+    /// image.
     async fn stop(&self) -> Result<Option<WorkerRow>, StorageError> {
         let Some(entry) = self.registry.workers.entry(self.id) else { return Ok(None) };
         let failed = |text: String| {
@@ -143,8 +144,8 @@ impl Vdi<'_> {
 
     fn fenced_off(&self, image: &Image) -> StorageError {
         let text = format!(
-            "VDI {} is in use: another process has {} locked (lslocks names it), or I/O of a worker that \
-             died is still under way. Try again when that is over",
+            "VDI {} is in use: another process has {} locked (lslocks names it), or I/O of a \
+             worker that died is still under way. Try again when that is over",
             self.id,
             image.path().display()
         );

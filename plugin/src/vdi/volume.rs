@@ -1,7 +1,7 @@
 //! What the volume commands do: create, destroy, resize, edit.
 //!
-//! They refuse what would pull a volume from under its users; the SR does the rest. Run by the VDI's
-//! actor alone.
+//! They refuse what would pull a volume from under its users; the SR does the rest. Run by the
+//! VDI's actor alone.
 
 use crate::sr::Sr;
 use crate::sr::attached::internal;
@@ -83,8 +83,8 @@ impl Vdi<'_> {
         let held = self.registry.state.datapaths(self.id).await.map_err(internal)?;
         let Some(holder) = held.iter().find(|held| excludes(held.state)) else { return Ok(()) };
         let text = format!(
-            "cannot {verb} VDI {}: it is {} for datapath {} of domain {} since {}. End that use first \
-             (VDI.deactivate and VDI.detach, or DP.destroy2)",
+            "cannot {verb} VDI {}: it is {} for datapath {} of domain {} since {}. End that use \
+             first (VDI.deactivate and VDI.detach, or DP.destroy2)",
             self.id, holder.state, holder.dp, holder.domain, holder.since
         );
         Err(StorageError::backend(number::VDI_IN_USE, text))

@@ -1,8 +1,8 @@
 //! The daemon's end of one worker's control socket: typed calls, each with a deadline.
 //!
-//! Never starts or ends a process. Two tasks own the socket's halves, so that a caller that goes away
-//! in the middle leaves no half-written line; answers find their callers by number.
-//! The protocol: `zerotap_rpc_schema::worker`. Called through a `WorkerHandle`.
+//! Never starts or ends a process. Two tasks own the socket's halves, so that a caller that goes
+//! away in the middle leaves no half-written line; answers find their callers by number. The
+//! protocol: `zerotap_rpc_schema::worker`. Called through a `WorkerHandle`.
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use std::collections::HashMap;

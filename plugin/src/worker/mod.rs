@@ -1,7 +1,7 @@
 //! Datapath workers as the daemon sees them: one process a VDI, started, adopted, asked, stopped.
 //!
-//! A [`WorkerHandle`] is one worker that has said Hello. It never decides when to start or stop: VDI
-//! actors do. The VBD side holds handles too, to connect rings.
+//! A [`WorkerHandle`] is one worker that has said Hello. It never decides when to start or stop:
+//! VDI actors do. The VBD side holds handles too, to connect rings.
 
 pub mod client;
 pub mod process;
@@ -224,8 +224,8 @@ impl WorkerHandle {
         self.0.stopping.load(Ordering::Acquire)
     }
 
-    /// Ends it: politely, then by force. The answer tells whether it ended by itself, all of its I/O
-    /// done; after a kill the kernel may still be at it, so wait for the image's fence.
+    /// Ends it: politely, then by force. The answer tells whether it ended by itself, all of its
+    /// I/O done; after a kill the kernel may still be at it, so wait for the image's fence.
     ///
     /// # Errors
     /// It does not die: the kernel holds it in an I/O.
@@ -245,8 +245,8 @@ impl WorkerHandle {
             self.0.process.kill();
             if tokio::time::timeout(KILL_DEADLINE, self.ended()).await.is_err() {
                 return Err(format!(
-                    "worker {} (pid {}) does not end: the kernel holds it in an I/O that does not come \
-                     back. See what is wrong with the storage below (dmesg)",
+                    "worker {} (pid {}) does not end: the kernel holds it in an I/O that does not \
+                     come back. See what is wrong with the storage below (dmesg)",
                     self.id(),
                     self.pid()
                 ));

@@ -1,8 +1,8 @@
 //! A process that can't be mistaken for another: pid, start time and a pidfd.
 //!
-//! Knows nothing of workers. The pidfd is opened first and the start time read afterwards: should the
-//! pid be reused in between, the start time is the new process's and whoever compares it finds out.
-//! Called when a worker is started, adopted, stopped.
+//! Knows nothing of workers. The pidfd is opened first and the start time read afterwards: should
+//! the pid be reused in between, the start time is the new process's and whoever compares it finds
+//! out. Called when a worker is started, adopted, stopped.
 
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};

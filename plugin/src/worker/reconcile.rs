@@ -1,7 +1,8 @@
 //! What a new daemon does about what the old one left: rows and intents on one side, processes and
 //! sockets that are seen on the other. Pure: it only says what to do.
 //!
-//! Never ends a worker whose VDI is active: guests' I/O goes on through a restart. Called once, at start.
+//! Never ends a worker whose VDI is active: guests' I/O goes on through a restart. Called once, at
+//! start.
 
 use crate::state::{Intent, Operation, WorkerRow};
 use crate::vdi::VdiId;

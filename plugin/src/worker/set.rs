@@ -1,7 +1,7 @@
 //! Which worker serves which VDI, and who is told when that changes.
 //!
-//! Never starts or stops one. VDI actors put workers in and take them out; the VBD side looks them up
-//! and hears of them; a task a worker notices when it dies.
+//! Never starts or stops one. VDI actors put workers in and take them out; the VBD side looks them
+//! up and hears of them; a task a worker notices when it dies.
 
 use crate::state::WorkerRow;
 use crate::vdi::VdiId;

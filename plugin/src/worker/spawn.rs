@@ -1,7 +1,8 @@
-//! How a worker is started: its listener made, its descriptors handed over, its first answer awaited.
+//! How a worker is started: its listener made, its descriptors handed over, its first answer
+//! awaited.
 //!
-//! A worker gets descriptors, never paths. It is in a process group of its own and outlives us; what
-//! becomes of it afterwards is the handle's business. Called by a VDI's actor.
+//! A worker gets descriptors, never paths. It is in a process group of its own and outlives us;
+//! what becomes of it afterwards is the handle's business. Called by a VDI's actor.
 
 use crate::host::Host;
 use crate::state::{WorkerRow, now};
