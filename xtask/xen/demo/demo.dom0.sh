@@ -3,7 +3,7 @@
 # tell_call WORDS...: shows a call and what it answers.
 tell_call() { echo "\$ zerotap $*" >&2; zerotap "$@" | tee /dev/console; }
 
-ramdisks 384M && mke2fs -q -t ext4 /dev/ram3 && mount -t ext4 /dev/ram3 /srv || exit 1
+ramdisks 384M && mkfs.ext4 -q /dev/ram3 && mount -t ext4 /dev/ram3 /srv || exit 1
 id=$(guest_define) || exit 1
 sr=$(tell_call sr create --name demo --device-config path=/srv) || exit 1
 vdi=$(tell_call vdi create --sr $sr --name "demo disk" --size 256M) || exit 1

@@ -22,7 +22,7 @@ disk_backend_stop() {
 # sr_uuid: the one SR, made at the first call.
 sr_uuid() {
   if [ ! -e /run/disk/sr ]; then
-    ramdisks 384M && mke2fs -q -t ext4 /dev/ram3 >&2 && mount -t ext4 /dev/ram3 /srv || return 1
+    ramdisks 384M && mkfs.ext4 -q /dev/ram3 >&2 && mount -t ext4 /dev/ram3 /srv || return 1
     zerotap sr create --name ram --device-config path=/srv >/run/disk/sr || return 1
   fi
   cat /run/disk/sr
