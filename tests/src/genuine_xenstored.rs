@@ -200,6 +200,14 @@ impl GenuineXenstored {
         self.request(11, format!("{path}\0{value}").as_bytes()).map(drop)
     }
 
+    /// Removes a node as domain 0.
+    ///
+    /// # Errors
+    /// See [`Self::request`].
+    pub fn remove(&self, path: &str) -> anyhow::Result<()> {
+        self.request(13, format!("{path}\0").as_bytes()).map(drop)
+    }
+
     /// Reads a node as domain 0.
     ///
     /// # Errors

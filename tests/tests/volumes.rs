@@ -2,9 +2,8 @@
 
 use serde_json::json;
 use std::collections::BTreeSet;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::process::Command;
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::smapi2::{
     NoParams, Pairs, SrParams, VdiCreateParams, VdiInfo, VdiParams, VdiResizeParams,
@@ -260,123 +259,6 @@ fn an_sr_outlives_detach_and_the_daemon() {
     assert!(found.unwrap().to_string().contains(&vdi.sr));
     let busy = host.rpc().fails("SR.destroy", &json!({"sr": vdi.sr}));
     assert!(!text(&busy).is_empty(), "an SR with volumes is not destroyed");
-}
-
-/// A loop device with a file system or without, taken down at the end.
-struct Loop {
-    device: String,
-    mounted: Option<std::path::PathBuf>,
-}
-
-fn run(command: &mut Command) -> String {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {said}");
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
-}
-
-impl Loop {
-    fn new(backing: &Path, bytes: u64, sector_bytes: u32) -> Loop {
-        assert!(
-            rustix::process::geteuid().is_root(),
-            "this scenario makes a loop device: run it as root"
-        );
-        std::fs::File::create(backing).unwrap().set_len(bytes).unwrap();
-        let mut losetup = Command::new("losetup");
-        let sector = sector_bytes.to_string();
-        losetup.args(["--find", "--show", "--direct-io=off", "-b", &sector]).arg(backing);
-        Loop { device: run(&mut losetup), mounted: None }
-    }
-
-    fn mount(&mut self, dir: &Path) {
-        run(Command::new("mkfs.ext4").args(["-q", "-O", "^has_journal", &self.device]));
-        std::fs::create_dir(dir).unwrap();
-        run(Command::new("mount").arg(&self.device).arg(dir));
-        self.mounted = Some(dir.to_owned());
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        if let Some(dir) = &self.mounted {
-            let _ = Command::new("umount").arg(dir).status();
-        }
-        let _ = Command::new("losetup").args(["-d", &self.device]).status();
-    }
-}
-
-#[test]
-fn a_full_disk_is_told_to_caller_and_guest() {
-    use zerotap_tests::simguest::{Expect, Guest, Running};
-    use zerotap_tests::workload::Plan;
-    // Declared before the host: it can only be taken down after the workers.
-    let place = tempfile::tempdir().unwrap();
-    let mut small = Loop::new(&place.path().join("small"), 32 << 20, 512);
-    let dir = place.path().join("sr");
-    small.mount(&dir);
-    let host = Host::start_with("overcommit = true").unwrap();
-    let rpc = host.rpc();
-    let sr = uuid().unwrap();
-    host.create_sr_at(&sr, &dir).unwrap();
-
-    let mut info = VdiInfo::new("too large", 64 * MIB);
-    info.sm_config = Pairs::from([("allocation".to_owned(), "preallocated".to_owned())]);
-    let params = VdiCreateParams { dbg: String::new(), sr: sr.clone(), vdi_info: info };
-    text(&rpc.fails("VDI.create", &serde_json::to_value(params).unwrap()));
-    assert!(rpc.call::<table::SrScan2>(&sr_params(&sr)).unwrap().0.is_empty(), "nothing is left");
-
-    let sparse = host.create_vdi_in(&sr, 64 * MIB).expect("overcommitted");
-    let vdi = Vdi { sr: sr.clone(), vdi: sparse.vdi, sr_dir: dir };
-    let disk = vdi.serve(&rpc, 5, false).unwrap();
-    let plan =
-        Plan { read_percent: 20, requests_max: 4000, errors_fatal: false, ..Plan::default() };
-    let guest = Guest { plan, ..Guest::new(5) };
-    let running = Running::start(host.sim().dir(), guest, Expect::Fresh).unwrap();
-    disk.plug(&rpc).unwrap();
-    let ended = running.join().expect("what was answered with success is right");
-    assert!(ended.report.errors > 0, "64 MiB do not fit in 32");
-    assert!(ended.report.write_bytes > 0);
-    let counters = disk.stat(&rpc).unwrap().counters;
-    assert_eq!(counters.io_errors, ended.report.errors);
-    disk.unplug(&rpc, false).unwrap();
-    disk.remove(&rpc).unwrap();
-}
-
-#[test]
-fn block_devices_of_both_sector_sizes_are_served() {
-    use zerotap_tests::simguest::{Expect, Guest, Running};
-    use zerotap_tests::workload::Plan;
-    let place = tempfile::tempdir().unwrap();
-    let sizes = [512, 4096];
-    let backing = sizes.map(|bytes| place.path().join(bytes.to_string()));
-    let devices = [0, 1].map(|n| Loop::new(&backing[n], 16 << 20, sizes[n]));
-    let host = Host::start().unwrap();
-    let rpc = host.rpc();
-    let (sr, sr_dir) = host.create_sr().unwrap();
-    for ((domid, sector_bytes), device) in [5, 6].into_iter().zip(sizes).zip(&devices) {
-        let mut info = VdiInfo::new("a device", 16 * MIB);
-        info.sm_config = Pairs::from([("device".to_owned(), device.device.clone())]);
-        let params = VdiCreateParams { dbg: String::new(), sr: sr.clone(), vdi_info: info };
-        let made = rpc.call::<table::VdiCreate>(&params).unwrap();
-        let vdi = Vdi { sr: sr.clone(), vdi: made.vdi, sr_dir: sr_dir.clone() };
-        let disk = vdi.serve(&rpc, domid, false).unwrap();
-        let plan = Plan { requests_max: 1000, ..Plan::default() };
-        let guest = Guest { plan, ..Guest::new(domid) };
-        let running = Running::start(host.sim().dir(), guest, Expect::Fresh).unwrap();
-        disk.plug(&rpc).unwrap();
-        let mut ended = running.join().unwrap();
-        let stat = disk.stat(&rpc).unwrap();
-        assert_eq!(stat.image.unwrap().sector_bytes, sector_bytes);
-        assert_eq!(stat.counters.copied_bytes, 0);
-        disk.unplug(&rpc, false).unwrap();
-        disk.deactivate(&rpc).unwrap();
-        disk.detach(&rpc).unwrap();
-        ended.model.check_image(Path::new(&device.device)).unwrap();
-        vdi.destroy(&rpc).unwrap();
-        let mut first = [0; 8];
-        let file = std::fs::File::open(&device.device).unwrap();
-        file.read_exact_at(&mut first, 0).expect("the device itself is left alone");
-    }
 }
 
 #[test]

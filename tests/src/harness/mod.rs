@@ -3,6 +3,7 @@
 
 pub mod disk;
 pub mod http;
+pub mod loop_device;
 mod processes;
 pub mod rpc;
 

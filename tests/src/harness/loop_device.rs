@@ -1,0 +1,86 @@
+//! Loop devices and the small file systems on them: full disks, sectors of 4096 bytes. Needs root.
+
+use super::eventually;
+use anyhow::{Context as _, ensure};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// A loop device, taken down when dropped: after everything that has it open.
+#[derive(Debug)]
+pub struct LoopDevice {
+    path: PathBuf,
+    mounted: Option<PathBuf>,
+}
+
+impl LoopDevice {
+    /// A device of `bytes` zeros over a sparse file, made at `backing`.
+    ///
+    /// # Errors
+    /// When this is not root, or there is no loop device to be had.
+    pub fn new(backing: &Path, bytes: u64, sector_bytes: u32) -> anyhow::Result<LoopDevice> {
+        let root = rustix::process::geteuid().is_root();
+        ensure!(root, "this scenario makes a loop device: run it as root");
+        std::fs::File::create(backing)?.set_len(bytes)?;
+        let mut losetup = Command::new("losetup");
+        losetup.args(["--find", "--show", "-b", &sector_bytes.to_string()]).arg(backing);
+        let path = run(&mut losetup)?.trim().into();
+        Ok(LoopDevice { path, mounted: None })
+    }
+
+    /// Its path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes an ext4 file system on it and mounts that at `dir`, which is made.
+    ///
+    /// # Errors
+    /// When mkfs or mount fail.
+    pub fn mount(&mut self, dir: &Path) -> anyhow::Result<()> {
+        run(Command::new("mkfs.ext4").args(["-q", "-O", "^has_journal"]).arg(&self.path))?;
+        std::fs::create_dir(dir)?;
+        run(Command::new("mount").arg(&self.path).arg(dir))?;
+        self.mounted = Some(dir.to_owned());
+        Ok(())
+    }
+
+    /// How many flushes have reached the device.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn flushes(&self) -> anyhow::Result<u64> {
+        let name = self.path.file_name().context("a device has a name")?;
+        let stat = Path::new("/sys/block").join(name).join("stat");
+        let stat = std::fs::read_to_string(stat)?;
+        // Linux Documentation/block/stat.rst: the 16th field is flush I/Os.
+        let flushes = stat.split_whitespace().nth(15).context("the kernel counts no flushes")?;
+        Ok(flushes.parse()?)
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let succeeds = |command: &mut Command| {
+            let command = command.stderr(Stdio::null());
+            Ok(command.status().is_ok_and(|status| status.success()).then_some(()))
+        };
+        // A killed process's files are closed a little after its end: not at once free.
+        let mut done = Ok(());
+        if let Some(dir) = &self.mounted {
+            done = eventually("umount", || succeeds(Command::new("umount").arg(dir)));
+        }
+        let detach = || succeeds(Command::new("losetup").arg("-d").arg(&self.path));
+        if let Err(error) = done.and_then(|()| eventually("losetup -d", detach)) {
+            eprintln!("{} is left behind: {error:#}", self.path.display());
+        }
+    }
+}
+
+/// Runs a program to its end; answers what it printed.
+fn run(command: &mut Command) -> anyhow::Result<String> {
+    let output = command.output().with_context(|| format!("{command:?}: is it installed?"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command:?}: {said}");
+    Ok(String::from_utf8(output.stdout)?)
+}
