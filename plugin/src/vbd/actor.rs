@@ -47,8 +47,10 @@ enum Done {
     Event(Event),
     /// Of xenstore, whose turn is over.
     Store(Asked),
-    /// The worker of this id has told what it serves.
+    /// The worker of this id has told what it serves, and whether its guest broke the ring.
     Met(String, Worker, bool),
+    /// The worker of this id died before it could.
+    Lost(String),
     /// Time to look again.
     Again,
 }
@@ -57,7 +59,7 @@ enum Done {
 enum Asked {
     Event(Event),
     Done,
-    Failed,
+    Failed(String),
 }
 
 /// What is done with xenstore, in this order.
@@ -74,7 +76,9 @@ pub struct Actor {
     identity: Identity,
     machine: Backend,
     disk: Option<Arc<dyn Disk>>,
-    releasing: Option<oneshot::Sender<()>>,
+    /// The worker that is about to be ended, and who waits until it holds nothing of the guest.
+    leaving: Option<String>,
+    releasing: Vec<oneshot::Sender<()>>,
     jobs: JoinSet<Done>,
     errands: VecDeque<Errand>,
     /// xenstore is being asked.
@@ -83,6 +87,8 @@ pub struct Actor {
     look: bool,
     pace: Pace,
     complained: bool,
+    /// Why the directories could not be read.
+    unread: Option<String>,
     /// The device is gone: what is left to do is done, then the task ends.
     ending: bool,
     status: watch::Sender<Status>,
@@ -116,13 +122,15 @@ pub fn start(
         address,
         identity,
         disk: None,
-        releasing: None,
+        leaving: None,
+        releasing: Vec::new(),
         jobs: JoinSet::new(),
         errands: VecDeque::new(),
         asking: false,
         look: true,
         pace: Pace::new(Instant::now()),
         complained: false,
+        unread: None,
         ending: false,
         status: sender,
     };
@@ -172,16 +180,23 @@ impl Actor {
         self.store.watch(&path, Arc::new(move |_| poke.notify_one()))
     }
 
+    fn serves(&self, worker: &str) -> bool {
+        self.disk.as_ref().is_some_and(|disk| disk.id() == worker)
+    }
+
     fn hear(&mut self, message: Message) {
-        let serves = |actor: &Self, id: &str| actor.disk.as_ref().is_some_and(|d| d.id() == id);
         match message {
             Message::Ready(disk) => self.meet(disk),
-            Message::Releasing(id, done) if serves(self, &id) => {
-                tracing::warn!(vbd = %self.address.id, worker = id, "the VDI is being deactivated");
-                self.releasing = Some(done);
+            Message::Releasing(id, done) if self.serves(&id) => {
+                if self.machine.holds_guest() {
+                    let vbd = self.address.id;
+                    tracing::warn!(%vbd, worker = id, "the VDI is deactivated under its guest");
+                }
+                self.releasing.push(done);
+                self.leaving = Some(id);
                 self.step(Event::WorkerLeaves);
             }
-            Message::Died(id) if serves(self, &id) => {
+            Message::Died(id) if self.serves(&id) => {
                 self.disk = None;
                 self.step(Event::WorkerDied);
             }
@@ -196,6 +211,7 @@ impl Actor {
     /// Asks a worker what it serves, before it counts as ready.
     fn meet(&mut self, disk: Arc<dyn Disk>) {
         self.disk = Some(disk.clone());
+        self.leaving = None;
         let id = self.address.id;
         self.jobs.spawn(async move {
             loop {
@@ -213,7 +229,7 @@ impl Actor {
                         };
                         return Done::Met(disk.id().to_owned(), worker, broken);
                     }
-                    Err(WorkerError::Gone) => return Done::Event(Event::WorkerDied),
+                    Err(WorkerError::Gone) => return Done::Lost(disk.id().to_owned()),
                     Err(error) => tracing::warn!(vbd = %id, %error, "the worker does not tell"),
                 }
                 tokio::time::sleep(RETRY_PAUSE).await;
@@ -232,8 +248,8 @@ impl Actor {
                 self.asked(asked);
             }
             Done::Met(id, worker, broken) => {
-                // Unless it died meanwhile, or another has come.
-                if self.disk.as_ref().is_some_and(|disk| disk.id() == id) {
+                // Unless it died or was released meanwhile, or another has come.
+                if self.serves(&id) && self.leaving.is_none() {
                     self.step(Event::WorkerReady(worker));
                     if broken {
                         self.step(Event::RingBroken);
@@ -241,6 +257,7 @@ impl Actor {
                 }
                 self.look = true;
             }
+            Done::Lost(id) => self.hear(Message::Died(id)),
             Done::Again => self.look = true,
         }
     }
@@ -248,9 +265,15 @@ impl Actor {
     fn asked(&mut self, asked: Asked) {
         match asked {
             Asked::Done => {}
-            Asked::Failed => self.look_later(),
+            Asked::Failed(text) => {
+                tracing::debug!(vbd = %self.address.id, %text, "xenstore could not be asked");
+                self.unread = Some(text);
+                self.look_later();
+                self.tell();
+            }
             Asked::Event(event) => {
                 match &event {
+                    Event::Seen(_) => self.unread = None,
                     Event::Published(Err(PublishError::Changed)) => self.look = true,
                     Event::Published(Err(PublishError::Failed(text))) => {
                         tracing::warn!(vbd = %self.address.id, %text, "publishing failed");
@@ -279,11 +302,12 @@ impl Actor {
             tracing::debug!(vbd = %self.address.id, ?action, "acting");
             self.act(action);
         }
-        if !self.machine.holds_guest()
-            && let Some(done) = self.releasing.take()
-        {
-            // The VDI side may have stopped waiting.
-            let _ = done.send(());
+        if !self.machine.holds_guest() && self.leaving.is_some() {
+            self.disk = None;
+            for done in self.releasing.drain(..) {
+                // The VDI side may have stopped waiting.
+                let _ = done.send(());
+            }
         }
         self.tell();
     }
@@ -354,7 +378,10 @@ impl Actor {
             Some(Errand::RemoveDirectories) => self.ask(async move {
                 let mut batch = Batch::default();
                 batch.remove(address.frontend()).remove(address.backend());
-                store.transact(&batch).await.map_or(Asked::Failed, |()| Asked::Done)
+                match store.transact(&batch).await {
+                    Ok(()) => Asked::Done,
+                    Err(error) => Asked::Failed(error.to_string()),
+                }
             }),
             None if self.look => self.read(),
             None => {}
@@ -376,17 +403,16 @@ impl Actor {
             tokio::time::sleep(pause).await;
             match reading::sight(&*store, &address, &identity, &machine).await {
                 Ok(sight) => Asked::Event(Event::Seen(sight)),
-                Err(error) => {
-                    tracing::debug!(vbd = %address.id, %error, "not read");
-                    Asked::Failed
-                }
+                Err(error) => Asked::Failed(error.to_string()),
             }
         });
     }
 
     fn tell(&self) {
         let (machine, disk) = (&self.machine, self.disk.as_ref());
-        self.status.send_if_modified(|status| status.update(machine, disk.map(|disk| &**disk)));
+        let unread = self.unread.as_deref();
+        self.status
+            .send_if_modified(|status| status.update(machine, disk.map(|disk| &**disk), unread));
     }
 }
 

@@ -5,6 +5,18 @@
 
 use zerotap_rpc_schema::worker::VbdId;
 
+/// Our own domain's number, relative as every xenstored understands it.
+pub const OWN_DOMID: &str = "domid";
+
+/// Our own domain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Own {
+    /// Its number.
+    pub domid: u16,
+    /// Whether xenstore says so. If it does and then does not, xenstore was emptied.
+    pub named: bool,
+}
+
 /// A backend directory: `/local/domain/<own>/backend/<kind>/<domid>/<devid>`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Address {
@@ -13,13 +25,13 @@ pub struct Address {
     /// The backend kind.
     pub kind: String,
     /// Our own domain.
-    pub own: u16,
+    pub own: Own,
 }
 
 /// The directory above all backends of a kind.
 #[must_use]
-pub fn root(own: u16, kind: &str) -> String {
-    format!("/local/domain/{own}/backend/{kind}")
+pub fn root(own: Own, kind: &str) -> String {
+    format!("/local/domain/{}/backend/{kind}", own.domid)
 }
 
 impl Address {
@@ -45,7 +57,10 @@ impl Address {
     #[must_use]
     pub fn error_node(&self) -> String {
         let VbdId { domid, devid } = self.id;
-        format!("/local/domain/{}/error/backend/{}/{domid}/{devid}/error", self.own, self.kind)
+        format!(
+            "/local/domain/{}/error/backend/{}/{domid}/{devid}/error",
+            self.own.domid, self.kind
+        )
     }
 }
 
@@ -99,7 +114,7 @@ mod tests {
 
     #[test]
     fn only_what_matters_is_looked_at() {
-        let root = root(0, "qdisk");
+        let root = root(Own { domid: 0, named: true }, "qdisk");
         let device = |domid, devid| Spot::Device(VbdId { domid, devid });
         for (path, wanted) in [
             ("", Spot::Tree),

@@ -46,7 +46,7 @@ pub struct Vbds {
     store: Arc<dyn Store>,
     disks: Arc<dyn Disks>,
     shared: Shared,
-    own: watch::Receiver<Option<u16>>,
+    own: watch::Receiver<Option<address::Own>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 

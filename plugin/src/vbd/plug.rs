@@ -109,7 +109,7 @@ impl Vbds {
     async fn plan(&self, params: &VbdPlugParams) -> Result<Plan, StorageError> {
         let what = format!("plug {} into domain {}", params.device, params.domid);
         let address = self.address(params.domid, &params.device).await?;
-        if params.domid == address.own {
+        if params.domid == address.own.domid {
             return Err(bad_request(format!(
                 "{what}: that is this host itself; use the image directly"
             )));

@@ -82,6 +82,7 @@ fn properties(batch: &mut Batch, address: &Address, identity: &Identity, worker:
 
 #[cfg(test)]
 mod tests {
+    use super::super::address::Own;
     use super::super::xenbus::State;
     use super::*;
     use crate::xenstore::Change;
@@ -89,7 +90,8 @@ mod tests {
 
     fn written(kind: &str, what: &Publication) -> Vec<String> {
         let id = VbdId { domid: 5, devid: 51712 };
-        let address = Address { id, kind: kind.to_owned(), own: 0 };
+        let own = Own { domid: 0, named: true };
+        let address = Address { id, kind: kind.to_owned(), own };
         let vdi = VdiId::new("s", "v");
         let identity = Identity { vdi, read_only: true, cdrom: false, removable: true };
         let batch = batch(&address, &identity, "1", what);

@@ -3,7 +3,7 @@
 //! It decides nothing and writes nothing. What the guest wrote is parsed here and goes no further
 //! as text. Called by `actor` and `watcher`.
 
-use super::address::Address;
+use super::address::{Address, OWN_DOMID};
 use super::backend::{Backend, BackendSight, Sight};
 use super::frontend::{self, Fault};
 use super::publish::{Identity, OWN_KIND};
@@ -88,13 +88,28 @@ async fn backend(
     identity: &Identity,
 ) -> Result<Option<BackendSight>, StoreError> {
     if vdi(store, address).await?.as_ref() != Some(&identity.vdi) {
-        return Ok(None);
+        return if is_itself(store, address).await? { Ok(None) } else { Err(lost()) };
     }
     let key = async |name: &str| text(store, &address.key(name)).await;
     let online = key("online").await?.as_deref() != Some("0");
     let ready =
         address.kind == OWN_KIND || key("hotplug-status").await?.as_deref() == Some("connected");
     Ok(Some(BackendSight { state: key("state").await?, online, ready }))
+}
+
+/// Whether this is the xenstore that the device was found in: a xenstored that was started again
+/// knows nothing, and that is no reason to take a disk from a guest.
+async fn is_itself(store: &dyn Store, address: &Address) -> Result<bool, StoreError> {
+    let own = text(store, OWN_DOMID).await?;
+    Ok(own.is_some() || !address.own.named)
+}
+
+fn lost() -> StoreError {
+    StoreError::Away(
+        "it was started again and has lost all devices: guests keep their disks, but \
+                      the host has to be restarted"
+            .to_owned(),
+    )
 }
 
 /// Reads what the guest has published of its ring.

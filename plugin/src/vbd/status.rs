@@ -57,8 +57,13 @@ impl Status {
         }
     }
 
-    /// Takes over what the machine knows. True when that was news.
-    pub fn update(&mut self, machine: &Backend, disk: Option<&dyn Disk>) -> bool {
+    /// Takes over what the machine knows, and why it knows no better. True when that was news.
+    pub fn update(
+        &mut self,
+        machine: &Backend,
+        disk: Option<&dyn Disk>,
+        unread: Option<&str>,
+    ) -> bool {
         let sight = machine.sight();
         let backend = sight.and_then(|sight| sight.backend.as_ref());
         let mut new = Status {
@@ -67,7 +72,7 @@ impl Status {
             worker: disk.map(|disk| disk.id().to_owned()),
             ring: machine.connected_ring().cloned(),
             holds_guest: machine.holds_guest(),
-            trouble: machine.trouble().map(str::to_owned),
+            trouble: unread.or(machine.trouble()).map(str::to_owned),
             seen: sight.is_some(),
             ..self.clone()
         };

@@ -3,7 +3,7 @@
 //! Order and permissions matter to guests (see [`make`]). It never waits for anyone: `plug` does.
 //! Source: tools/libs/light/libxl_device.c in Xen's tree (`libxl__device_generic_add`).
 
-use super::address::{Address, root};
+use super::address::{Address, Own, root};
 use super::xenbus::State;
 use crate::vdi::VdiId;
 use crate::xenstore::{Batch, Guard, Permissions, Store, StoreError, read_if_there};
@@ -66,7 +66,7 @@ impl Plan {
         store: &dyn Store,
         leftover: Option<String>,
     ) -> Result<(), StoreError> {
-        let Address { own, id, .. } = self.address;
+        let Address { own: Own { domid: own, .. }, id, .. } = self.address;
         let (backend, frontend) = (self.address.backend(), self.address.frontend());
         let mut batch = Batch::default();
         batch.insist(Guard::Absent(format!("{backend}/state")));
@@ -79,7 +79,7 @@ impl Plan {
         batch.remove(&frontend).remove(&backend);
         let readable = Permissions { owner: own, reader: id.domid };
         let home = format!("/local/domain/{}", id.domid);
-        let kind = root(own, &self.address.kind);
+        let kind = root(self.address.own, &self.address.kind);
         for parent in [
             format!("{home}/device"),
             format!("{home}/device/vbd"),
@@ -99,7 +99,7 @@ impl Plan {
     }
 
     fn keys(&self, batch: &mut Batch, frontend: &str, backend: &str) {
-        let Address { own, id, .. } = self.address;
+        let Address { own: Own { domid: own, .. }, id, .. } = self.address;
         let fe = |key: &str| format!("{frontend}/{key}");
         let be = |key: &str| format!("{backend}/{key}");
         batch

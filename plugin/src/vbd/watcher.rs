@@ -5,7 +5,7 @@
 //! never acts on a device itself. One task, started by [`super::Vbds`].
 
 use super::actor::{self, Hold, Message};
-use super::address::{self, Address, Spot};
+use super::address::{self, Address, Own, Spot};
 use super::disk::{Disks, News};
 use super::reading::{self, Found};
 use crate::xenstore::{Store, StoreError, Watch};
@@ -24,8 +24,6 @@ const ATTENTION_MAX: usize = 4096;
 const VBDS_MAX: usize = 16_384;
 /// Domains are made and die.
 const DOMAIN_WATCHES: &[&str] = &["@introduceDomain", "@releaseDomain"];
-/// Our own domain, relative as the C and the OCaml xenstored understand it.
-const OWN_DOMID: &str = "domid";
 
 /// A kind and a device.
 pub type Key = (String, VbdId);
@@ -91,7 +89,7 @@ pub struct Watcher {
     /// What it keeps.
     pub shared: Shared,
     /// Told once our own domain is known.
-    pub own: tokio::sync::watch::Sender<Option<u16>>,
+    pub own: tokio::sync::watch::Sender<Option<Own>>,
 }
 
 impl Watcher {
@@ -132,24 +130,24 @@ impl Watcher {
         }
     }
 
-    async fn own_domid(&self) -> u16 {
+    async fn own_domid(&self) -> Own {
         loop {
-            match self.store.read(OWN_DOMID).await {
+            match self.store.read(address::OWN_DOMID).await {
                 Ok(text) => match text.parse() {
-                    Ok(domid) => return domid,
+                    Ok(domid) => return Own { domid, named: true },
                     Err(_) => tracing::error!(text, "xenstore's `domid` is no domain"),
                 },
                 Err(StoreError::Missing(_)) => {
                     tracing::warn!("xenstore has no `domid`; taking this host for domain 0");
-                    return 0;
+                    return Own { domid: 0, named: false };
                 }
                 Err(error) => tracing::debug!(%error, "waiting for xenstored"),
             }
-            tokio::time::sleep(Duration::from_millis(200)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
-    fn watch(&self, own: u16, attention: &Arc<Attention>) -> Vec<Watch> {
+    fn watch(&self, own: Own, attention: &Arc<Attention>) -> Vec<Watch> {
         let kinds = self.kinds.iter().map(|kind| {
             let (root, kind) = (address::root(own, kind), kind.clone());
             let (attention, at) = (attention.clone(), root.clone());
@@ -170,7 +168,7 @@ impl Watcher {
         kinds.chain(domains).collect()
     }
 
-    async fn look(&self, own: u16, attention: &Arc<Attention>) {
+    async fn look(&self, own: Own, attention: &Arc<Attention>) {
         let pending = attention.take();
         let mut devices = pending.devices;
         if pending.tree {
@@ -196,7 +194,7 @@ impl Watcher {
         }
     }
 
-    async fn list(&self, own: u16, kind: &str) -> Result<Vec<VbdId>, StoreError> {
+    async fn list(&self, own: Own, kind: &str) -> Result<Vec<VbdId>, StoreError> {
         let root = address::root(own, kind);
         let mut found = Vec::new();
         for domid in self.store.list(&root).await? {
@@ -208,7 +206,7 @@ impl Watcher {
     }
 
     /// Starts an actor for a device if it is ours.
-    async fn consider(&self, own: u16, key: Key, attention: &Arc<Attention>) {
+    async fn consider(&self, own: Own, key: Key, attention: &Arc<Attention>) {
         let address = Address { id: key.1, kind: key.0.clone(), own };
         let found = match reading::identity(&*self.store, &address).await {
             Ok(found) => found,

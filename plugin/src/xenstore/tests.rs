@@ -30,9 +30,14 @@ pub fn in_child(test: &str) -> Option<PathBuf> {
 /// Runs a genuine xenstored behind `path`.
 pub fn genuine(path: &PathBuf) -> GenuineXenstored {
     let xenstored = GenuineXenstored::start().unwrap();
+    lead_to(&xenstored, path);
+    xenstored
+}
+
+/// Makes `path` lead to a xenstored's socket.
+pub fn lead_to(xenstored: &GenuineXenstored, path: &PathBuf) {
     let _ = std::fs::remove_file(path);
     std::os::unix::fs::symlink(xenstored.socket(), path).unwrap();
-    xenstored
 }
 
 /// Runs a test's future, within what a test may take.

@@ -1,7 +1,7 @@
 //! Scenarios over the genuine xenstored, with a guest that has a guest's rights.
 
 use super::*;
-use crate::xenstore::tests::{block_on, genuine, in_child};
+use crate::xenstore::tests::{block_on, genuine, in_child, lead_to};
 use std::sync::atomic::{AtomicBool, Ordering};
 use zerotap_tests::genuine_xenstored::{GenuineGuest, GenuineXenstored};
 
@@ -183,5 +183,24 @@ fn an_xenstored_that_freezes_stops_nothing_for_good() {
         host.guest_writes("state", "6");
         host.backend_reaches("6").await;
         assert!(host.disk.ring(ID).is_none());
+    });
+}
+
+#[test]
+fn an_emptied_xenstored_takes_no_disk_from_a_guest() {
+    let name = "vbd::tests::genuine::an_emptied_xenstored_takes_no_disk_from_a_guest";
+    let Some(path) = in_child(name) else { return };
+    block_on(async {
+        let mut host = Real::new(&path);
+        host.plug().await;
+        host.guest_connects(9).await;
+        host.xenstored.kill().unwrap();
+        eventually("its end was seen", || !host.vbds.xenstore_alive()).await;
+        host.xenstored = GenuineXenstored::start().unwrap();
+        host.xenstored.remove("/local/domain/0/domid").unwrap();
+        lead_to(&host.xenstored, &path);
+        let told = |part: &str| format!("{:?}", host.vbds.trouble()).contains(part);
+        eventually("told", || host.vbds.xenstore_alive() && told("lost all devices")).await;
+        assert_eq!(host.disk.calls(), ["connect 5/51712 9"]);
     });
 }
