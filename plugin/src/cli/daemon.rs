@@ -18,6 +18,10 @@ pub(crate) async fn diagnostics(context: &Context) -> Result<(), Failure> {
 }
 
 fn render(status: &HostStatus, now: Timestamp) -> String {
+    let trouble = match status.trouble.len() {
+        0 => "none".to_owned(),
+        count => format!("{count}, below"),
+    };
     let xenstore = if status.xenstore { "answers" } else { "does not answer" };
     let mut text = table::properties(&[
         ("Version", status.version.clone()),
@@ -31,7 +35,7 @@ fn render(status: &HostStatus, now: Timestamp) -> String {
         ("VDIs in use", status.vdis.to_string()),
         ("Workers", status.workers.to_string()),
         ("VBDs connected", status.vbds.to_string()),
-        ("Trouble", if status.trouble.is_empty() { "none".into() } else { String::new() }),
+        ("Trouble", trouble),
     ]);
     for trouble in &status.trouble {
         let line = format!("{}: {}\n  remedy: {}\n", trouble.what, trouble.problem, trouble.remedy);
@@ -75,6 +79,7 @@ mod tests {
         let trouble = Trouble { what: "xenstore".into(), problem: "p".into(), remedy: "r".into() };
         let text =
             render(&HostStatus { trouble: vec![trouble], ..status() }, Timestamp::UNIX_EPOCH);
+        assert!(text.contains("Trouble         1, below\n"), "{text}");
         assert!(text.ends_with("xenstore: p\n  remedy: r\n"), "{text}");
     }
 }

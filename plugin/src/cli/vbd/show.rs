@@ -55,6 +55,9 @@ fn render(
     now: Timestamp,
 ) -> String {
     let mut rows = identity(&stat.vbd, now);
+    if let Some(trouble) = &stat.vbd.trouble {
+        rows.push(("Trouble", trouble.clone()));
+    }
     if let Some(image) = &stat.image {
         rows.push(("Image", image_text(image)));
     }
@@ -62,9 +65,6 @@ fn render(
         rows.push(("Ring", ring_text(ring)));
     }
     rows.extend(figures(&stat.counters));
-    if let Some(trouble) = &stat.vbd.trouble {
-        rows.push(("Trouble", trouble.clone()));
-    }
     table::properties(&rows) + "\n" + &requests(stat, earlier, start)
 }
 
