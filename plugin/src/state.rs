@@ -154,7 +154,11 @@ impl State {
             .await
             .with_context(|| format!("cannot open the state database {}", path.display()))?;
         sqlx::migrate!("../migrations").run(&pool).await.with_context(|| {
-            format!("cannot bring the state database {} to this version's schema", path.display())
+            format!(
+                "cannot bring the state database {} to this version's schema. If another version \
+                 wrote it, move it away once no guest runs: it holds what is in use, no volume",
+                path.display()
+            )
         })?;
         Ok(State { pool, boot_id: boot_id.into() })
     }

@@ -189,6 +189,17 @@ async fn reap(registry: &Registry, id: &str) -> Result<(), StorageError> {
             let text = format!("a worker at {} does not answer: {error}", socket.display());
             StorageError::Internal(text)
         })?;
+        if !hello.connected.is_empty() {
+            // A worker gets rings only after it was remembered: it is the database that was lost.
+            let text = format!(
+                "a worker at {} (pid {}) serves {} guests' disks and the database does not know it: \
+                 it is left alone. Was the database removed? Shut these guests down, then kill it",
+                socket.display(),
+                hello.pid,
+                hello.connected.len()
+            );
+            return Err(StorageError::Internal(text));
+        }
         if let Ok(process) = Process::open(hello.pid) {
             let row = WorkerRow {
                 id: id.into(),
