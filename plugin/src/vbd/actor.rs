@@ -150,8 +150,9 @@ impl Actor {
         disk: Option<Arc<dyn Disk>>,
     ) {
         let watch = self.watch_frontend(&poke);
-        if let Some(disk) = disk {
-            self.meet(disk);
+        match disk {
+            Some(disk) => self.meet(disk),
+            None => self.step(Event::WorkerDied),
         }
         while !self.ending || self.asking || !self.errands.is_empty() {
             self.run_errands();

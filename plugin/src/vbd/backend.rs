@@ -23,6 +23,8 @@ use zerotap_rpc_schema::worker::RingParameters;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Serving {
+    /// Not known yet, after our start: a worker may serve a ring of which we know nothing.
+    Unknown,
     Nobody,
     Ready(Worker),
     /// It serves until told otherwise, but must not be given anything new.
@@ -77,7 +79,7 @@ impl Backend {
             read_only,
             ours,
             sight: None,
-            serving: Serving::Nobody,
+            serving: Serving::Unknown,
             ring: Ring::Absent,
             publishing: None,
             look_first: false,
@@ -122,6 +124,12 @@ impl Backend {
     #[must_use]
     pub fn holds_guest(&self) -> bool {
         matches!(self.ring, Ring::Connecting(_) | Ring::Connected(_) | Ring::Disconnecting(_))
+    }
+
+    /// Whether it is known what there is: both directories, and what a worker serves.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.sight.is_some() && self.serving != Serving::Unknown
     }
 
     /// Whether the frontend's ring is worth reading when its `state` is this.

@@ -27,7 +27,7 @@ use crate::xenstore::Store;
 use crate::xenstore::live::Live;
 use disk::{Disks, News};
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OnceCell, mpsc, watch};
 use tokio::task::JoinHandle;
 use watcher::{Shared, Watcher};
 
@@ -48,6 +48,8 @@ pub struct Vbds {
     shared: Shared,
     own: watch::Receiver<Option<address::Own>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
+    /// What was there at the start is known.
+    settled: OnceCell<()>,
 }
 
 impl Vbds {
@@ -93,7 +95,14 @@ impl Vbds {
             own: sender,
         };
         let task = tokio::spawn(watcher.run(news));
-        Arc::new(Vbds { store, disks, shared, own, tasks: Mutex::new(vec![task]) })
+        Arc::new(Vbds {
+            store,
+            disks,
+            shared,
+            own,
+            tasks: Mutex::new(vec![task]),
+            settled: OnceCell::new(),
+        })
     }
 
     fn keep(&self, task: JoinHandle<()>) {

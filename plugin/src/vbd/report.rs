@@ -3,14 +3,19 @@
 //! Reads what the actors tell and asks workers for counters; changes nothing.
 
 use super::Vbds;
-use super::actor::Message;
+use super::actor::{Hold, Message};
 use super::device;
 use super::status::Status;
 use crate::vdi::VdiId;
+use std::time::Duration;
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::admin::{Trouble, Vbd, VbdParams, VbdStat};
 use zerotap_rpc_schema::error::number;
 use zerotap_rpc_schema::worker::{VbdCounters, VbdId};
+
+/// How long the first question after the start may wait for what the last daemon left.
+const SETTLE_DEADLINE: Duration = Duration::from_secs(2);
+const SETTLE_INTERVAL: Duration = Duration::from_millis(2);
 
 impl Vbds {
     /// All VBDs of our VDIs, by domain and device.
@@ -18,6 +23,7 @@ impl Vbds {
     /// # Errors
     /// When the database does not answer.
     pub async fn list(&self) -> Result<Vec<Vbd>, StorageError> {
+        self.settled().await;
         let mut all = Vec::new();
         for status in self.statuses() {
             let held_by = self.disks.holders(&status.identity.vdi).await?;
@@ -34,6 +40,7 @@ impl Vbds {
     pub async fn stat(&self, params: VbdParams) -> Result<VbdStat, StorageError> {
         let devid = device::devid(&params.device).map_err(bad_request)?;
         let id = VbdId { domid: params.domid, devid };
+        self.settled().await;
         let status = self.find(id).ok_or_else(|| {
             let name = format!("{} of domain {}", params.device, params.domid);
             StorageError::DoesNotExist(("VBD".to_owned(), name))
@@ -105,6 +112,23 @@ impl Vbds {
             wrong.collect::<Vec<_>>()
         }));
         all
+    }
+
+    /// Waits, once after the start, until what the last daemon left is known.
+    async fn settled(&self) {
+        let look = async {
+            while !self.shared.with(|devices| {
+                let settled = |hold: &Hold| hold.status.borrow().settled;
+                devices.looked && devices.holds.values().all(settled)
+            }) {
+                tokio::time::sleep(SETTLE_INTERVAL).await;
+            }
+        };
+        let once = async {
+            // At the deadline what is known has to do; trouble tells the rest.
+            let _ = tokio::time::timeout(SETTLE_DEADLINE, look).await;
+        };
+        self.settled.get_or_init(|| once).await;
     }
 
     pub(super) fn statuses(&self) -> Vec<Status> {

@@ -34,6 +34,8 @@ pub struct Status {
     pub trouble: Option<String>,
     /// The directory was read at least once.
     pub seen: bool,
+    /// It is known what there is; see [`Backend::is_settled`].
+    pub settled: bool,
     /// The device is gone and so is its actor.
     pub ended: bool,
 }
@@ -53,6 +55,7 @@ impl Status {
             holds_guest: false,
             trouble: None,
             seen: false,
+            settled: false,
             ended: false,
         }
     }
@@ -74,6 +77,7 @@ impl Status {
             holds_guest: machine.holds_guest(),
             trouble: unread.or(machine.trouble()).map(str::to_owned),
             seen: sight.is_some(),
+            settled: machine.is_settled(),
             ..self.clone()
         };
         if new.backend_state != self.backend_state {

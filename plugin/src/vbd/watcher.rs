@@ -35,6 +35,8 @@ pub struct Devices {
     pub holds: BTreeMap<Key, Hold>,
     /// Those that name a VDI of ours and are wrong, and why.
     pub wrong: BTreeMap<Key, String>,
+    /// All were looked at once.
+    pub looked: bool,
 }
 
 /// The devices, for whoever asks.
@@ -171,11 +173,15 @@ impl Watcher {
     async fn look(&self, own: Own, attention: &Arc<Attention>) {
         let pending = attention.take();
         let mut devices = pending.devices;
+        let mut whole = pending.tree;
         if pending.tree {
             for kind in &self.kinds {
                 match self.list(own, kind).await {
                     Ok(found) => devices.extend(found.into_iter().map(|id| (kind.clone(), id))),
-                    Err(error) => tracing::debug!(%error, "not listed"),
+                    Err(error) => {
+                        tracing::debug!(%error, "not listed");
+                        whole = false;
+                    }
                 }
             }
         }
@@ -192,6 +198,7 @@ impl Watcher {
         for key in unknown {
             self.consider(own, key, attention).await;
         }
+        self.shared.with(|devices| devices.looked |= whole);
     }
 
     async fn list(&self, own: Own, kind: &str) -> Result<Vec<VbdId>, StoreError> {

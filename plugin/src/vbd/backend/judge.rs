@@ -8,6 +8,8 @@ use super::super::frontend::Fault;
 use super::super::xenbus::State;
 use super::{Action, Backend, BackendSight, Publication, Ring, Serving, Sight};
 
+const UNKNOWN: &str = "\
+    the worker has not told yet which rings it serves: if that lasts, see whether it hangs";
 pub(super) const NOT_READY: &str = "\
     hotplug-status is not `connected` yet: the toolstack's script has not finished, or there is \
     none for this kind";
@@ -56,6 +58,9 @@ impl Backend {
     /// What all that is known calls for.
     pub(super) fn judge(&self) -> Verdict {
         let Some(sight) = &self.sight else { return Verdict::wait() };
+        if self.serving == Serving::Unknown {
+            return Verdict::trouble(UNKNOWN);
+        }
         let connected = self.connected_ring().is_some();
         let Some(backend) = &sight.backend else {
             return Verdict::act(if connected { Action::Disconnect } else { Action::End });

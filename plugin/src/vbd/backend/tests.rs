@@ -5,7 +5,7 @@ mod world;
 
 use super::judge::{LOST, NO_DOMAIN, NO_WORKER, NOT_READY};
 use super::*;
-use world::World;
+use world::{World, fresh};
 use zerotap_rpc_schema::worker::{Abi, ImageInfo};
 
 fn ring(port: u32) -> RingParameters {
@@ -69,7 +69,7 @@ fn a_read_write_vbd_of_a_read_only_worker_is_not_offered() {
     world.settle();
     assert_eq!(world.state(), "1");
     assert!(world.machine().trouble().unwrap().contains("read-only"));
-    world.machine = Some(Backend::new(true, true));
+    world.machine = Some(fresh(true, true));
     world.tell(Event::WorkerReady(Worker { read_only: true, ..worker() }));
     world.settle();
     assert_eq!(world.state(), "2");
@@ -223,10 +223,13 @@ fn adoption_goes_on_where_the_last_daemon_stopped() {
     world.frontend = Some("3".into());
     world.worker();
     assert_eq!((world.state(), world.connects), ("4", 1));
-    // It was to close.
+    // It was to close; nothing is said before it is known what the worker holds.
     let mut world = World::connected();
     world.machine = Some(Backend::new(false, true));
     world.frontend = Some("6".into());
+    world.settle();
+    assert_eq!((world.state(), world.served.is_some()), ("4", true));
+    assert!(!world.machine().is_settled());
     world.worker();
     assert_eq!((world.state(), world.served.is_some()), ("6", false));
 }
@@ -265,7 +268,7 @@ fn a_domain_that_dies_leaves_nothing() {
     assert!(world.ended && world.served.is_none() && world.backend.is_none());
     // A toolstack's own kind is the toolstack's to remove.
     let mut world = World::connected();
-    world.machine = Some(Backend::new(false, false));
+    world.machine = Some(fresh(false, false));
     world.worker();
     world.alive = false;
     world.settle();

@@ -52,7 +52,7 @@ pub enum Event {
     Seen(Sight),
     /// A worker is ready.
     WorkerReady(Worker),
-    /// The worker died; its rings are lost.
+    /// The worker died and its rings are lost; or there is none.
     WorkerDied,
     /// The worker is about to be ended; it must let go of its rings first.
     WorkerLeaves,

@@ -102,7 +102,7 @@ proptest! {
         ours in any::<bool>(),
     ) {
         let mut world = World::new();
-        world.machine = Some(Backend::new(false, ours));
+        world.machine = Some(fresh(false, ours));
         for one in &moves {
             if world.ended {
                 break;

@@ -19,10 +19,17 @@ pub(super) struct World {
     pub(super) states: Vec<String>,
 }
 
+/// A machine that knows that there is no worker.
+pub(super) fn fresh(read_only: bool, ours: bool) -> Backend {
+    let (machine, actions) = Backend::new(read_only, ours).step(Event::WorkerDied);
+    assert_eq!(actions, []);
+    machine
+}
+
 impl World {
     pub(super) fn new() -> Self {
         World {
-            machine: Some(Backend::new(false, true)),
+            machine: Some(fresh(false, true)),
             backend: Some(BackendSight { state: Some("1".into()), online: true, ready: true }),
             frontend: Some("1".into()),
             keys: Ok(ring(5)),
