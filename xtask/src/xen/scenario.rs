@@ -40,7 +40,7 @@ pub(crate) const TRIALS: &[Trial] = &[
 
 impl Trial {
     pub(crate) fn boot(&self, backend: Backend) -> Boot {
-        const LIMIT: Duration = Duration::from_secs(600);
+        const LIMIT: Duration = Duration::from_secs(1800);
         Boot {
             guest: self.guest,
             backend,

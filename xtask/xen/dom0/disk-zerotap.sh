@@ -9,7 +9,7 @@ disk_backend_start() {
   zerotap serve --config /etc/zerotap.toml --run-dir /run/zerotap --state /var/lib/zerotap/state.db \
     >>/var/log/zerotap.log 2>&1 &
   echo $! >/run/zerotap.pid
-  within 30 zerotap worker ls || { zerotap worker ls; return 1; }
+  within 120 zerotap worker ls || { zerotap worker ls; return 1; }
 }
 
 # disk_backend_stop STATUS: the daemon's log is of interest only when something went wrong.

@@ -49,7 +49,7 @@ xenbus_unplug() {
   xenstore-write "$back/online" 0
   if xenstore-exists "$front/state"; then
     xenstore-write "$back/state" 5
-    within 30 backend_is "$1" "$2" 6 || return 1
+    within 120 backend_is "$1" "$2" 6 || return 1
     xenstore-rm "$front"
   fi
   xenstore-rm "$back"

@@ -1,10 +1,10 @@
 # What a scenario's script in the guest may call.
 
 # disk_present DEVICE [SECONDS]: waits for /dev/DEVICE.
-disk_present() { within "${2:-60}" [ -b "/dev/$1" ]; }
+disk_present() { within "${2:-300}" [ -b "/dev/$1" ]; }
 
 # disk_gone DEVICE [SECONDS]: waits until it is not there any more.
-disk_gone() { within "${2:-60}" [ ! -b "/dev/$1" ]; }
+disk_gone() { within "${2:-300}" [ ! -b "/dev/$1" ]; }
 
 # within SECONDS COMMAND...: tries until the command succeeds.
 within() {
@@ -20,7 +20,7 @@ within() {
 # tell WORD, await WORD [SECONDS]: the other end of dom0's guest_await and guest_tell; await prints what
 # dom0 told. A domain may write below `data`, and a relative path starts at the domain's own directory.
 tell() { xenstore-write "data/from-guest-$1" 1; }
-await() { within "${2:-60}" xenstore-read "data/to-guest/$1" && xenstore-read "data/to-guest/$1"; }
+await() { within "${2:-300}" xenstore-read "data/to-guest/$1" && xenstore-read "data/to-guest/$1"; }
 
 # step WORDS...: says in the console what the scenario does now.
 step() { echo "$(cut -d. -f1 /proc/uptime) s: $*"; }

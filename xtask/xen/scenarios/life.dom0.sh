@@ -4,12 +4,12 @@
 part_data() {
   local id
   id=$(guest_define fill) && disk_plug $id xvda 64M && guest_start || return 1
-  guest_wait 240 || return 1
+  guest_wait 300 || return 1
   disk_unplug $id xvda || return 1
 
   step "the guest is rebooted: a new domain on the same disk"
   id=$(guest_define reboot) && disk_plug $id xvda 64M && guest_start || return 1
-  guest_wait 120 || return 1
+  guest_wait 300 || return 1
   disk_unplug $id xvda
 }
 
@@ -18,30 +18,30 @@ part_plug() {
   local id
   id=$(guest_define plug) && disk_plug $id xvda 64M && guest_start || return 1
 
-  guest_await written 120 || return 1
+  guest_await written 300 || return 1
   step "unplug and plug again"
   disk_unplug $id xvda || return 1
-  guest_await gone 60 || return 1
+  guest_await gone 300 || return 1
   disk_plug $id xvda 64M || return 1
-  guest_await read 60 || return 1
+  guest_await read 300 || return 1
 
   step "unplug under I/O"
-  disk_plug $id xvdb 64M && guest_await busy 60 || return 1
+  disk_plug $id xvdb 64M && guest_await busy 300 || return 1
   disk_unplug $id xvdb || return 1
-  guest_await torn 60 || return 1
-  disk_plug $id xvdb 64M && guest_await mended 120 || return 1
+  guest_await torn 300 || return 1
+  disk_plug $id xvdb 64M && guest_await mended 300 || return 1
 
   if [ "$BACKEND" = zerotap ]; then
     step "a guest that takes a read-only disk for a writable one"
     guest_tell writable 1
-    plug_misleading $id xvdc 16M && guest_await refused 60 || return 1
+    plug_misleading $id xvdc 16M && guest_await refused 300 || return 1
     [ "$(cmp_zero "$(disk_data xvdc)")" = same ] || { echo "dom0: the read-only disk was written"; return 1; }
     disk_show $id xvdc
   else
     # The kernel's back end cannot be stopped between its steps, so its guest cannot be misled.
     guest_tell writable 0
   fi
-  guest_wait 60 || return 1
+  guest_wait 300 || return 1
   disk_unplug $id xvda && disk_unplug $id xvdb || return 1
   [ "$BACKEND" != zerotap ] || disk_unplug $id xvdc
 }
@@ -53,13 +53,13 @@ plug_misleading() {
   xl pause $1
   disk_plug $1 $2 $3 r & # it may wait for the guest
   plugging=$!
-  within 30 backend_is $1 $2 2 || return 1
+  within 120 backend_is $1 $2 2 || return 1
   kill -STOP "$(daemon_pid)"
   xl unpause $1
-  within 30 frontend_is $1 $2 3 || return 1
+  within 120 frontend_is $1 $2 3 || return 1
   xl pause $1
   kill -CONT "$(daemon_pid)"
-  within 30 backend_is $1 $2 4 || return 1
+  within 120 backend_is $1 $2 4 || return 1
   info=$(backend_dir $1 $2)/info
   [ $(($(xenstore-read "$info") & 4)) = 4 ] || { echo "dom0: the back end does not say read-only"; return 1; }
   xenstore-write "$info" 0

@@ -57,11 +57,11 @@ under_io() {
   fio --name=busy --filename=/dev/xvdb --size=32M --rw=randrw --bs=16k --direct=1 --ioengine=libaio \
     --iodepth=32 --time_based --runtime=300 >/tmp/busy.out 2>&1 &
   local busy=$!
-  within 30 wrote_some xvdb || return 1
+  within 120 wrote_some xvdb || return 1
   sleep 2
   tell busy
   disk_gone xvdb || return 1
-  within 30 ended $busy || { echo "fio hangs on a disk that is gone"; return 1; }
+  within 120 ended $busy || { echo "fio hangs on a disk that is gone"; return 1; }
   grep -m 1 'error' /tmp/busy.out
   tell torn
   disk_present xvdb && verify xvdb 4M && tell mended
