@@ -199,6 +199,22 @@ fn the_daemon_dies_while_volumes_are_made() {
 }
 
 #[test]
+fn a_second_daemon_is_refused_and_harms_nothing() {
+    let mut host = Host::start().unwrap();
+    let disk = host.serve(DOMID, 4 * MIB).unwrap();
+    let first = host.daemon_pid();
+    let second = host.second_daemon().unwrap();
+    assert!(!second.status.success());
+    let said = String::from_utf8_lossy(&second.stderr);
+    assert!(said.contains("lock") || said.contains("already"), "{said}");
+    assert_eq!(host.daemon_pid(), first);
+    assert!(disk.worker(&host.rpc()).is_ok(), "the first serves on");
+    host.kill_daemon().unwrap();
+    host.start_daemon().expect("a dead daemon's locks are nobody's");
+    disk.remove(&host.rpc()).unwrap();
+}
+
+#[test]
 fn another_boot_id_voids_what_was_in_use() {
     let mut host = Host::start().unwrap();
     let disk = host.serve(DOMID, 4 * MIB).unwrap();
@@ -263,6 +279,7 @@ fn xenstored_goes_away_and_comes_back() {
     let host = Host::start().unwrap();
     let rpc = host.rpc();
     let disk = host.serve(DOMID, 32 * MIB).unwrap();
+    let running = boot(&host, &disk);
     for round in 0..2 {
         let degraded = |degraded: bool| {
             eventually(&format!("xenstore is away: {degraded}, round {round}"), || {
@@ -274,6 +291,8 @@ fn xenstored_goes_away_and_comes_back() {
         };
         host.sim().xenstored().pause();
         degraded(true);
+        running.progresses(200, SOON).expect("the guest needs no xenstore");
+        assert!(disk.worker(&rpc).is_ok());
         let other = host.create_vdi_in(&disk.vdi.sr, MIB).expect("volumes need no xenstore");
         rpc.raw("VDI.destroy", &json!({"sr": disk.vdi.sr, "vdi": other.vdi})).unwrap();
         let plug = json!({"domid": 6, "device": "xvdb", "sr": disk.vdi.sr, "vdi": disk.vdi.vdi});
@@ -281,6 +300,6 @@ fn xenstored_goes_away_and_comes_back() {
         host.sim().xenstored().resume().unwrap();
         degraded(false);
     }
-    let running = boot(&host, &disk);
+    running.progresses(50, SOON).unwrap();
     finish(&host, &disk, running);
 }

@@ -2,6 +2,7 @@
 
 use anyhow::Context as _;
 use serde_json::json;
+use std::path::PathBuf;
 use std::time::Duration;
 use zerotap_rpc_schema::smapi2::{Mode, VdiState};
 use zerotap_rpc_schema::worker::Abi;
@@ -69,6 +70,8 @@ fn one_disk_end_to_end() {
     assert_eq!(rpc.raw("Worker.list", &json!({})).unwrap(), json!([]));
     disk.vdi.destroy(&rpc).unwrap();
     assert!(!image.exists());
+    let sockets = std::fs::read_dir(host.run_dir().join("worker")).unwrap().flatten();
+    assert_eq!(sockets.map(|entry| entry.path()).collect::<Vec<_>>(), [""; 0].map(PathBuf::from));
     // xenstore holds nothing of it any more.
     let mut dom0 = host.sim().toolstack().unwrap();
     let backend = format!("/local/domain/0/backend/zerotap/{DOMID}");

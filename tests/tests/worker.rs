@@ -2,8 +2,8 @@
 
 use anyhow::Context as _;
 use std::time::Duration;
-use zerotap_rpc_schema::worker::{Abi, Answer, Ask, VbdId};
-use zerotap_tests::bare_worker::{BareWorker, HandBackend};
+use zerotap_rpc_schema::worker::{Abi, Answer, Ask, Counters, VbdId};
+use zerotap_tests::bare_worker::{BareWorker, Control, HandBackend};
 use zerotap_tests::blkfront::{Options, state};
 use zerotap_tests::simguest::{Ended, Expect, Guest, Running};
 use zerotap_tests::simhost::SimHost;
@@ -25,29 +25,38 @@ fn run(options: Options, plan: Plan) -> anyhow::Result<Ended> {
 
     let guest = Guest { options, plan, ..Guest::new(DOMID) };
     let running = Running::start(host.dir(), guest, Expect::Fresh)?;
-    let info = control.image().context("the hello tells of the image")?;
-    assert_eq!(info.sectors, DISK_BYTES / 512);
-    let mut backend = HandBackend::offer(&host, VBD, &info)?;
-    backend.wait_front(state::INITIALISED)?;
-    let ring = backend.ring()?;
-    worker.connect(&mut control, VBD, ring, false)?;
-    backend.set_state(state::CONNECTED)?;
+    let served = serve(&host, &worker, &mut control);
+    // A guest that ended by itself says more than the wait for it.
+    let (counters, mut ended) = match served {
+        Ok(counters) => (counters, running.join()?),
+        Err(error) if running.is_finished() => return running.join().and(Err(error)),
+        Err(error) => return Err(error),
+    };
 
-    backend.wait_front(state::CLOSING)?;
-    let counters = control.counters(VBD)?;
-    backend.set_state(state::CLOSING)?;
-    backend.wait_front(state::CLOSED)?;
-    assert_eq!(control.ask(Ask::Disconnect { vbd: VBD })?, Answer::Done);
-    backend.set_state(state::CLOSED)?;
-    let mut ended = running.join()?;
-
-    assert_eq!(counters.counters.copied_bytes, 0, "no byte is copied");
-    assert_eq!(counters.counters.read_bytes, ended.report.read_bytes);
-    assert_eq!(counters.counters.write_bytes, ended.report.write_bytes);
+    assert_eq!(counters.copied_bytes, 0, "no byte is copied");
+    assert_eq!(counters.read_bytes, ended.report.read_bytes);
+    assert_eq!(counters.write_bytes, ended.report.write_bytes);
     assert_eq!(control.ask(Ask::Shutdown)?, Answer::Done);
     assert!(worker.wait()?, "the worker's exit status");
     ended.model.check_image(&image)?;
     Ok(ended)
+}
+
+/// The daemon's part: offers the disk, connects the ring, takes it down when the guest closes.
+fn serve(host: &SimHost, worker: &BareWorker, control: &mut Control) -> anyhow::Result<Counters> {
+    let info = control.image().context("the hello tells of the image")?;
+    assert_eq!(info.sectors, DISK_BYTES / 512);
+    let mut backend = HandBackend::offer(host, VBD, &info)?;
+    backend.wait_front(state::INITIALISED)?;
+    worker.connect(control, VBD, backend.ring()?, false)?;
+    backend.set_state(state::CONNECTED)?;
+    backend.wait_front(state::CLOSING)?;
+    let counters = control.counters(VBD)?.counters;
+    backend.set_state(state::CLOSING)?;
+    backend.wait_front(state::CLOSED)?;
+    assert_eq!(control.ask(Ask::Disconnect { vbd: VBD })?, Answer::Done);
+    backend.set_state(state::CLOSED)?;
+    Ok(counters)
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::simhost::SimHost;
 use anyhow::{Context as _, ensure};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -144,23 +144,33 @@ impl Host {
     pub fn spawn_daemon(&mut self) -> anyhow::Result<()> {
         ensure!(self.daemon.is_none(), "the daemon runs already");
         let log = std::fs::File::options().create(true).append(true).open(self.log_path())?;
-        let child = Command::new(program("zerotap")?)
-            .arg("serve")
-            .args(["--host", "sim", "--sim-dir"])
-            .arg(self.sim.dir())
-            .arg("--config")
-            .arg(&self.config)
-            .arg("--run-dir")
-            .arg(self.run_dir())
-            .arg("--state")
-            .arg(self.data.path().join("state.db"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .context("start zerotap serve")?;
-        self.daemon = Some(child);
+        let mut command = self.serve_command()?;
+        let child = command.stdout(Stdio::null()).stderr(log).spawn();
+        self.daemon = Some(child.context("start zerotap serve")?);
         Ok(())
+    }
+
+    /// Runs a second daemon on the same directories to its end, which should come at once.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn second_daemon(&self) -> anyhow::Result<Output> {
+        let mut command = self.serve_command()?;
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+        let ended = eventually("the second daemon ends", || Ok(child.try_wait()?));
+        if ended.is_err() {
+            child.kill()?;
+        }
+        let output = child.wait_with_output()?;
+        ended.map(|_| output)
+    }
+
+    fn serve_command(&self) -> anyhow::Result<Command> {
+        let mut command = Command::new(program("zerotap")?);
+        command.arg("serve").args(["--host", "sim", "--sim-dir"]).arg(self.sim.dir());
+        command.arg("--config").arg(&self.config).arg("--run-dir").arg(self.run_dir());
+        command.arg("--state").arg(self.data.path().join("state.db")).stdin(Stdio::null());
+        Ok(command)
     }
 
     /// kill -9.

@@ -67,27 +67,30 @@ impl Xenstored {
         Ok(Xenstored { shared })
     }
 
-    /// Goes away: hangs up on every client and removes the sockets. The tree stays.
+    /// Goes away for dom0: hangs up on its clients and removes the socket. The tree stays, and so
+    /// do guests' connections: theirs are rings in memory, which never break.
     pub fn pause(&self) {
-        for domid in self.shared.state().domids() {
-            self.shared.close(domid);
-        }
-        self.shared.state().hang_up(None);
+        self.shared.close(DOM0);
+        self.shared.state().hang_up(DOM0);
     }
 
     /// Comes back after [`Xenstored::pause`].
     ///
     /// # Errors
-    /// When a socket cannot be made.
+    /// When the socket cannot be made.
     pub fn resume(&self) -> anyhow::Result<()> {
-        let domids = self.shared.state().domids();
-        domids.into_iter().try_for_each(|domid| listen(&self.shared, domid))
+        listen(&self.shared, DOM0)
     }
 }
 
 impl Drop for Xenstored {
     fn drop(&mut self) {
-        self.pause();
+        // Not in the loop's head: the lock would be held all through it.
+        let domids = self.shared.state().domids();
+        for domid in domids {
+            self.shared.close(domid);
+            self.shared.state().hang_up(domid);
+        }
     }
 }
 

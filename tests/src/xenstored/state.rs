@@ -70,9 +70,9 @@ impl State {
         self.connections.remove(&id);
     }
 
-    /// Ends every connection, or those of one domain.
-    pub(super) fn hang_up(&self, of: Option<u16>) {
-        let wanted = |c: &&Connection| of.is_none_or(|domid| domid == c.domid);
+    /// Ends the connections of a domain.
+    pub(super) fn hang_up(&self, domid: u16) {
+        let wanted = |c: &&Connection| c.domid == domid;
         self.connections.values().filter(wanted).for_each(|c| c.outbox.close());
     }
 
@@ -92,7 +92,7 @@ impl State {
         outbox.push(&Message { kind, payload, ..message.clone() });
         self.fire(id, &after);
         if let Some(Effect::Released(domid)) = after.effect {
-            self.hang_up(Some(domid));
+            self.hang_up(domid);
         }
     }
 
