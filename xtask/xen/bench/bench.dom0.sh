@@ -13,8 +13,8 @@ id=$(guest_define bench) || exit 1
   disk_kind() { echo vbd; }
   xenbus_plug $id xvda w physical-device 1:0 hotplug-status connected
 ) || exit 1
-mkdir -p /run/sr
-sr=$(zerotap sr create --name bench --device-config path=/run/sr) || exit 1
+mkfs.ext4 -q /dev/ram3 && mount -t ext4 /dev/ram3 /srv || exit 1 # holds the record of the volume
+sr=$(zerotap sr create --name bench --device-config path=/srv) || exit 1
 vdi=$(zerotap vdi create --sr $sr --name ram --device /dev/ram0) || exit 1
 use="--domid $id --device xvdb"
 zerotap vdi attach $vdi $use && zerotap vdi activate $vdi $use &&
