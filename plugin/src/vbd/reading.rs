@@ -73,12 +73,16 @@ pub async fn sight(
     let backend = backend(store, address, identity).await?;
     let directory = address.frontend();
     let alive = store.introduced(address.id.domid).await?;
-    let frontend_state = text(store, &format!("{directory}/state")).await?;
-    let ring = if backend.is_some() && machine.wants_ring(frontend_state.as_deref()) {
-        Some(ring(store, &directory).await?)
-    } else {
-        None
-    };
+    let state = format!("{directory}/state");
+    let mut frontend_state = text(store, &state).await?;
+    let mut ring = None;
+    if backend.is_some() && machine.wants_ring(frontend_state.as_deref()) {
+        let published = self::ring(store, &directory).await?;
+        let now = text(store, &state).await?;
+        // Keys that were read while the guest began anew belong to no ring.
+        ring = (now == frontend_state).then_some(published);
+        frontend_state = now;
+    }
     Ok(Sight { backend, alive, frontend_state, ring })
 }
 

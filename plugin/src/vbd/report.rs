@@ -7,6 +7,7 @@ use super::actor::{Hold, Message};
 use super::device;
 use super::status::Status;
 use crate::vdi::VdiId;
+use crate::xenstore::read_if_there;
 use std::time::Duration;
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::admin::{Trouble, Vbd, VbdParams, VbdStat};
@@ -46,7 +47,7 @@ impl Vbds {
             StorageError::DoesNotExist(("VBD".to_owned(), name))
         })?;
         let held_by = self.disks.holders(&status.identity.vdi).await?;
-        let mut vbd = status.vbd(held_by);
+        let mut vbd = self.now(&status).await.vbd(held_by);
         let disk = self.disks.worker(&status.identity.vdi);
         let mut counters = None;
         if let Some(disk) = &disk {
@@ -112,6 +113,20 @@ impl Vbds {
             wrong.collect::<Vec<_>>()
         }));
         all
+    }
+
+    /// A status with both states as they are in xenstore, if it answers: a guest may have seen them
+    /// before its actor has.
+    async fn now(&self, status: &Status) -> Status {
+        let mut status = status.clone();
+        let frontend = format!("{}/state", status.address.frontend());
+        if let Ok(state) = read_if_there(&*self.store, &status.address.key("state")).await {
+            status.backend_state = state;
+        }
+        if let Ok(state) = read_if_there(&*self.store, &frontend).await {
+            status.frontend_state = state;
+        }
+        status
     }
 
     /// Waits, once after the start, until what the last daemon left is known.
