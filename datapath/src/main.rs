@@ -1,4 +1,5 @@
-//! `zerotap-datapath`: one per active VDI, started by the daemon with the descriptors that it needs.
+//! `zerotap-datapath`: one per active VDI, started by the daemon with the descriptors that it
+//! needs.
 //!
 //! Not for people: everything it may use is inherited, nothing is opened by name.
 

@@ -1,7 +1,7 @@
 //! The worker's loop: wait for completions, serve devices, obey the daemon.
 //!
-//! One thread, one place to wait. A round takes all completions that are there, then lets each device
-//! that was touched push its answers and sweep its ring once.
+//! One thread, one place to wait. A round takes all completions that are there, then lets each
+//! device that was touched push its answers and sweep its ring once.
 
 use crate::control::{CONNECTIONS_MAX, Connection, HangUp};
 use crate::device::Device;

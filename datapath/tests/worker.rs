@@ -1,5 +1,6 @@
-//! A worker in a thread, and a hand-made frontend on the simulated host: what a disk does, request by
-//! request. Whole guests, with the real processes, are the business of the workspace's `tests` crate.
+//! A worker in a thread, and a hand-made frontend on the simulated host: what a disk does, request
+//! by request. Whole guests, with the real processes, are the business of the workspace's `tests`
+//! crate.
 #![expect(
     unreachable_pub,
     clippy::cast_possible_truncation,

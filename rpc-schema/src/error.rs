@@ -1,10 +1,11 @@
 //! The error that every storage call may answer, in SMAPIv2's wire form.
 //!
-//! XAPI shows a user only [`StorageError::Backend`]; it turns all else into INTERNAL_ERROR. Text that
-//! people should read therefore goes there: what was asked, what is wrong, what to do.
+//! XAPI shows a user only [`StorageError::Backend`]; it turns all else into INTERNAL_ERROR. Text
+//! that people should read therefore goes there: what was asked, what is wrong, what to do.
 //! Source: xen-api `ocaml/xapi-idl/storage/storage_interface.ml` (`Errors.error`) and
 //! `ocaml/xapi/storage_utils.ml` (`transform_storage_exn`).
 
+use crate::smapi2::VdiState;
 use crate::variant::variants;
 
 /// SMAPIv1's numbers, which XAPI's clients know (sm `drivers/XE_SR_ERRORCODES.xml`).
@@ -42,7 +43,7 @@ variants! {
         /// No VDI of this key.
         VdiDoesNotExist(payload: String) = "Vdi_does_not_exist",
         /// From and to: a move that the automaton does not have.
-        IllegalTransition(payload: (crate::smapi2::VdiState, crate::smapi2::VdiState)) = "Illegal_transition",
+        IllegalTransition(payload: (VdiState, VdiState)) = "Illegal_transition",
         /// Class and id of something that is not there.
         DoesNotExist(payload: (String, String)) = "Does_not_exist",
         /// The SR of this uuid is attached already.

@@ -45,7 +45,9 @@ macro_rules! methods {
         pub const NAMES: &[&str] = &[$($name),+];
 
         #[cfg(feature = "schema")]
-        pub(crate) fn describe(generator: &mut schemars::SchemaGenerator) -> Vec<serde_json::Value> {
+        pub(crate) fn describe(
+            generator: &mut schemars::SchemaGenerator,
+        ) -> Vec<serde_json::Value> {
             vec![$( $crate::openrpc::entry::<$type>(generator) ),+]
         }
     };

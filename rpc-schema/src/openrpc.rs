@@ -18,7 +18,8 @@ pub fn document() -> Value {
         "info": {
             "title": "zerotap",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "Storage repositories and virtual disks of a Xen host, SMAPIv2's names and named parameters as JSON-RPC 2.0.",
+            "description": "Storage repositories and virtual disks of a Xen host: \
+                SMAPIv2's names and named parameters as JSON-RPC 2.0.",
         },
         "methods": methods,
         "components": { "schemas": generator.definitions() },

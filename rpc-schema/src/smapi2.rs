@@ -1,7 +1,7 @@
 //! SMAPIv2's types and parameters, names as on the wire.
 //!
-//! Source: xen-api `ocaml/xapi-idl/storage/storage_interface.ml`. A record's optional field is absent
-//! when there is nothing to say, never `null`; integers are never written as floats.
+//! Source: xen-api `ocaml/xapi-idl/storage/storage_interface.ml`. A record's optional field is
+//! absent when there is nothing to say, never `null`; integers are never written as floats.
 //! Parameters refuse unknown names; results tolerate them, as upstream's reader does.
 
 use crate::variant::variants;
@@ -13,7 +13,12 @@ pub type Pairs = BTreeMap<String, String>;
 
 /// `#[derive]`s and strictness that all parameter records share.
 macro_rules! params {
-    ($( $(#[$meta:meta])* pub struct $name:ident { $( $(#[$field_meta:meta])* pub $field:ident: $type:ty, )* } )+) => {
+    ($(
+        $(#[$meta:meta])*
+        pub struct $name:ident {
+            $( $(#[$field_meta:meta])* pub $field:ident: $type:ty, )*
+        }
+    )+) => {
         $(
             $(#[$meta])*
             #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -185,7 +190,8 @@ pub struct SrInfo {
     pub health: Health,
 }
 
-/// What the storage plugin is and can do. XAPI's reader has no defaults: all fields are always sent.
+/// What the storage plugin is and can do. XAPI's reader has no defaults: all fields are always
+/// sent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[expect(missing_docs, reason = "upstream's names")]

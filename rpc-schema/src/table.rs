@@ -1,7 +1,8 @@
 //! The method table: the whole JSON-RPC interface, one row a method.
 //!
-//! WHEN CHANGING IT: add the handler in `plugin/src/rpc` (a test compares the names), renew the golden
-//! document with `UPDATE_EXPECT=1 cargo test -p zerotap-rpc-schema`, and tell of it in CHANGELOG.md.
+//! WHEN CHANGING IT: add the handler in `plugin/src/rpc` (a test compares the names), renew the
+//! golden document with `UPDATE_EXPECT=1 cargo test -p zerotap-rpc-schema`, and tell of it in
+//! CHANGELOG.md.
 
 use crate::admin::{HostStatus, Vbd, VbdParams, VbdPlugParams, VbdStat, VbdUnplugParams, Worker};
 use crate::method::methods;

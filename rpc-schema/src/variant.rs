@@ -1,8 +1,8 @@
 //! SMAPI's wire form of a sum type, and the macro that declares one.
 //!
-//! Upstream's codec (ocaml-rpc) writes a variant without a payload as `"Tag"` and one with a payload
-//! as `["Tag", payload]`; two payloads become `["Tag", [a, b]]`. serde's own enum forms are all
-//! different, so [`variants!`] writes the few lines that serde's derive would.
+//! Upstream's codec (ocaml-rpc) writes a variant without a payload as `"Tag"` and one with a
+//! payload as `["Tag", payload]`; two payloads become `["Tag", [a, b]]`. serde's own enum forms are
+//! all different, so [`variants!`] writes the few lines that serde's derive would.
 //! Tags are compared without case when read, as upstream does.
 
 /// Declares an enum in SMAPI's variant form: `Name = "Tag"` or `Name(Payload) = "Tag"`.
@@ -14,7 +14,9 @@ macro_rules! variants {
     };
     (@write $serializer:ident $tag:literal) => { $serializer.serialize_str($tag) };
     (@read $name:ident $variant:ident $payload:ident $type:ty) => {
-        serde_json::from_value::<$type>($payload).map($name::$variant).map_err(serde::de::Error::custom)
+        serde_json::from_value::<$type>($payload)
+            .map($name::$variant)
+            .map_err(serde::de::Error::custom)
     };
     (@read $name:ident $variant:ident $payload:ident) => {{
         let _ = $payload;
@@ -30,7 +32,10 @@ macro_rules! variants {
     (
         $(#[$meta:meta])*
         pub enum $name:ident {
-            $( $(#[$variant_meta:meta])* $variant:ident $(($binding:ident: $type:ty))? = $tag:literal ),+ $(,)?
+            $(
+                $(#[$variant_meta:meta])*
+                $variant:ident $(($binding:ident: $type:ty))? = $tag:literal
+            ),+ $(,)?
         }
     ) => {
         $(#[$meta])*
@@ -48,13 +53,15 @@ macro_rules! variants {
 
         impl<'de> serde::Deserialize<'de> for $name {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let (tag, payload) = $crate::variant::split(serde::Deserialize::deserialize(deserializer)?)
-                    .map_err(serde::de::Error::custom)?;
+                let value = serde::Deserialize::deserialize(deserializer)?;
+                let (tag, payload) =
+                    $crate::variant::split(value).map_err(serde::de::Error::custom)?;
                 $( if tag.eq_ignore_ascii_case($tag) {
                     return variants!(@read $name $variant payload $($type)?);
                 } )+
                 let known = [$($tag),+].join(", ");
-                Err(serde::de::Error::custom(format!("unknown variant `{tag}`, expected one of {known}")))
+                let problem = format!("unknown variant `{tag}`, expected one of {known}");
+                Err(serde::de::Error::custom(problem))
             }
         }
 

@@ -1,8 +1,9 @@
 //! The control protocol between the daemon and a datapath worker.
 //!
 //! A unix stream socket on which the worker listens; one JSON object a line, at most
-//! [`LINE_BYTES_MAX`] long, a newline at its end. The daemon numbers its requests, the worker answers
-//! each with the same number, not always in order (a disconnect waits until the disk has drained).
+//! [`LINE_BYTES_MAX`] long, a newline at its end. The daemon numbers its requests, the worker
+//! answers each with the same number, not always in order (a disconnect waits until the disk has
+//! drained).
 //! `Connect` carries a descriptor (SCM_RIGHTS) with the first byte of its line.
 //! The daemon opens with [`Request::Hello`]; a worker that speaks no version asked for says so.
 

@@ -1,7 +1,7 @@
 //! The project's own commands, run as `cargo xtask <command>`.
 //!
-//! This crate compiles before everything else, so it leans on little: it starts other programs, moves
-//! files and reads what they print. Nothing of the product lives here.
+//! This crate compiles before everything else, so it leans on little: it starts other programs,
+//! moves files and reads what they print. Nothing of the product lives here.
 
 use std::process::ExitCode;
 

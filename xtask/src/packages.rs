@@ -41,7 +41,7 @@ pub(crate) const E2FSPROGS: Package = Package {
 pub(crate) const CC: Package = Package {
     name: "gcc",
     program: "cc",
-    why: "the genuine xenstored runs without a hypervisor on stand-ins that are compiled on the spot",
+    why: "the genuine xenstored runs without a hypervisor on stand-ins compiled on the spot",
 };
 pub(crate) const SQLITE: Package = Package {
     name: "sqlite3",

@@ -1,4 +1,5 @@
-//! Other programs: run one and insist that it succeeded, or take what it printed, or both see and take.
+//! Other programs: run one and insist that it succeeded, or take what it printed, or both see and
+//! take.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::process::{Command, ExitStatus, Stdio};

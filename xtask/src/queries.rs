@@ -1,5 +1,5 @@
-//! The daemon's SQL against its migrations: every `query!` is compiled once more, this time against a
-//! database made from `migrations/`, and what the compiler learns is compared with the committed
+//! The daemon's SQL against its migrations: every `query!` is compiled once more, this time against
+//! a database made from `migrations/`, and what the compiler learns is compared with the committed
 //! `.sqlx/`, which all other builds trust.
 //!
 //! The same that sqlx's own command line does, without having to build that first.

@@ -1,5 +1,5 @@
-//! A simulated host with our daemon on it, in directories of its own: what `demo` and `bench` play on.
-//! Everything that was started is ended, by its process id, when this is dropped.
+//! A simulated host with our daemon on it, in directories of its own: what `demo` and `bench` play
+//! on. Everything that was started is ended, by its process id, when this is dropped.
 
 use std::fs;
 use std::io::{BufRead, BufReader};

@@ -1,4 +1,5 @@
-//! `cargo xtask test`: everything that must hold, stage by stage. A stage that cannot run has failed.
+//! `cargo xtask test`: everything that must hold, stage by stage. A stage that cannot run has
+//! failed.
 
 use std::process::Command;
 
@@ -16,7 +17,8 @@ pub(crate) struct Options {
     quick: bool,
 }
 
-/// Runs every stage, the later ones too when an earlier one failed: one run tells all there is to fix.
+/// Runs every stage, the later ones too when an earlier one failed: one run tells all there is to
+/// fix.
 pub(crate) fn run(options: &Options) -> Result<bool> {
     let mut stages = Stages::default();
     stages.run("packages", || set_up().map(|()| Count::ONE));
@@ -35,7 +37,8 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     Ok(stages.conclude())
 }
 
-/// Programs that tests start or unpack things with; the rest of real Xen's needs are its own affair.
+/// Programs that tests start or unpack things with; the rest of real Xen's needs are its own
+/// affair.
 fn set_up() -> Result<()> {
     packages::ensure(&[packages::CC, packages::FIO, packages::SQLITE])?;
     packages::ensure_lists()?;

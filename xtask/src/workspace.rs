@@ -4,12 +4,14 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The triple that dom0's binaries are built for. Naming it keeps their flags away from build scripts.
+/// The triple that dom0's binaries are built for. Naming it keeps their flags away from build
+/// scripts.
 const STATIC_TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// The directory of the workspace's `Cargo.toml`.
 pub(crate) fn root() -> PathBuf {
-    // Cargo sets the variable at run time too; the compiled-in value is for a binary started by hand.
+    // Cargo sets the variable at run time too; the compiled-in value is for a binary started by
+    // hand.
     let manifest_dir = env::var_os("CARGO_MANIFEST_DIR")
         .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
     manifest_dir.parent().map_or_else(|| manifest_dir.clone(), Path::to_path_buf)
@@ -44,8 +46,8 @@ pub(crate) fn cargo(arguments: &[&str]) -> Command {
     command
 }
 
-/// The release build of the daemon and the worker that dom0 runs: static, because dom0's file system
-/// holds no libraries of this machine, and stripped, because it is all in memory.
+/// The release build of the daemon and the worker that dom0 runs: static, because dom0's file
+/// system holds no libraries of this machine, and stripped, because it is all in memory.
 pub(crate) fn build_static() -> Command {
     let mut command = cargo(&["build", "--release", "-p", "zerotap", "-p", "zerotap-datapath"]);
     command

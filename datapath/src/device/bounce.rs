@@ -20,7 +20,8 @@ pub(super) struct BouncePool {
 }
 
 impl BouncePool {
-    /// A free buffer's number. Without one, `slot` waits: it is handed out by [`BouncePool::release`].
+    /// A free buffer's number. Without one, `slot` waits: it is handed out by
+    /// [`BouncePool::release`].
     pub(super) fn acquire(&mut self, slot: u16) -> Option<u16> {
         if let Some(number) = self.free.pop() {
             return Some(number);

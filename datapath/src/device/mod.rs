@@ -97,8 +97,8 @@ impl Statistics {
     }
 }
 
-/// The wait for the guest's next event. The kernel reads and writes these words: they stay where they
-/// are (boxed) until the wait has ended.
+/// The wait for the guest's next event. The kernel reads and writes these words: they stay where
+/// they are (boxed) until the wait has ended.
 #[derive(Debug)]
 struct EventWait {
     word: Box<[u32; 16]>,
@@ -111,8 +111,8 @@ struct EventWait {
     errors: u32,
 }
 
-/// One connected VBD. The field order is the order of dropping: the ring goes before the grants that
-/// it is made of.
+/// One connected VBD. The field order is the order of dropping: the ring goes before the grants
+/// that it is made of.
 #[derive(Debug)]
 pub struct Device {
     vbd: VbdId,
@@ -146,7 +146,8 @@ pub struct Device {
 }
 
 impl Device {
-    /// Maps the ring, binds the port and waits for the first event, which a fresh bind brings itself.
+    /// Maps the ring, binds the port and waits for the first event, which a fresh bind brings
+    /// itself.
     ///
     /// # Errors
     /// When the frontend's parameters do not lead to a ring.

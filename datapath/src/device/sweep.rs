@@ -239,7 +239,8 @@ impl Device {
     pub(super) fn log_io_error(&self, what: &str, errno: Errno) {
         let io_errors = self.statistics.counters.io_errors;
         if io_errors.is_power_of_two() {
-            tracing::error!(vbd = %self.vbd, %errno, io_errors, "{what} failed; the guest was told");
+            let vbd = self.vbd;
+            tracing::error!(%vbd, %errno, io_errors, "{what} failed; the guest was told");
         }
     }
 }

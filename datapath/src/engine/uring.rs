@@ -116,8 +116,8 @@ impl Engine {
     /// Before that, `unmask` is written to the channel if there is something to write.
     ///
     /// # Safety
-    /// `unmask`, `word` and the descriptor stay valid and in place until the completion of `tag` was
-    /// taken.
+    /// `unmask`, `word` and the descriptor stay valid and in place until the completion of `tag`
+    /// was taken.
     pub unsafe fn wait_event(
         &mut self,
         channel: BorrowedFd<'_>,

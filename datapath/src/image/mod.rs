@@ -98,8 +98,8 @@ impl Image {
     }
 }
 
-/// What direct I/O wants: alignment of memory and of offsets, in bytes. A kernel before 6.1 does not
-/// say; then a read of 512 bytes tells.
+/// What direct I/O wants: alignment of memory and of offsets, in bytes. A kernel before 6.1 does
+/// not say; then a read of 512 bytes tells.
 fn direct_align(file: &OwnedFd) -> Result<(u32, u32), Errno> {
     const STATX_DIOALIGN: StatxFlags = StatxFlags::from_bits_retain(0x2000);
     match statx(file, "", AtFlags::EMPTY_PATH, STATX_DIOALIGN) {

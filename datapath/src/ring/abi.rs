@@ -141,8 +141,8 @@ pub fn decode(abi: Abi, entry: &[u8; ENTRY_BYTES_MAX]) -> Descriptor {
     Descriptor { id: long(entry, base), operation, body }
 }
 
-/// Encodes an answer, padding included: what is not written here would leak old ring bytes (XSA-216).
-/// Answers the bytes and how many of them the layout has.
+/// Encodes an answer, padding included: what is not written here would leak old ring bytes
+/// (XSA-216). Answers the bytes and how many of them the layout has.
 #[must_use]
 pub fn encode_response(abi: Abi, id: u64, operation: u8, status: i16) -> ([u8; 16], usize) {
     let mut bytes = [0; 16];

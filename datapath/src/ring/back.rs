@@ -13,8 +13,8 @@ const REQ_EVENT: usize = 4;
 const RSP_PROD: usize = 8;
 const RSP_EVENT: usize = 12;
 
-/// The frontend claims more requests than the ring has room for. Nothing in the ring can be believed
-/// any more: it is not served again until the frontend connects anew.
+/// The frontend claims more requests than the ring has room for. Nothing in the ring can be
+/// believed any more: it is not served again until the frontend connects anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the frontend's producer index {claimed} is more than {entries} ahead of {answered}")]
 pub struct RingBroken {
@@ -72,8 +72,8 @@ impl BackRing {
         self.abi
     }
 
-    /// Takes the next descriptor: one copy of its bytes, decoded. `None` when there is none, or when
-    /// as many are unanswered as the ring has entries.
+    /// Takes the next descriptor: one copy of its bytes, decoded. `None` when there is none, or
+    /// when as many are unanswered as the ring has entries.
     ///
     /// # Errors
     /// When the frontend's producer index cannot be true.
@@ -119,7 +119,8 @@ impl BackRing {
         new.wrapping_sub(self.memory.load(RSP_EVENT)) < new.wrapping_sub(old)
     }
 
-    /// Asks to be notified of the next request, then looks once more. True when there is one already.
+    /// Asks to be notified of the next request, then looks once more. True when there is one
+    /// already.
     ///
     /// # Errors
     /// When the frontend's producer index cannot be true.

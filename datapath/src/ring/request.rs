@@ -198,8 +198,8 @@ pub fn indirect_pages(segment_count: usize) -> usize {
     segment_count.div_ceil(SEGMENTS_PER_PAGE)
 }
 
-/// The operation byte of an answer: for an indirect request the inner operation, as Linux's back end
-/// answers.
+/// The operation byte of an answer: for an indirect request the inner operation, as Linux's back
+/// end answers.
 #[must_use]
 pub fn answered_operation(descriptor: &Descriptor) -> u8 {
     match descriptor.body {

@@ -1,8 +1,8 @@
 //! `/dev/xen/evtchn`: bind a guest's event channel port, notify it.
 //!
-//! Source: Linux `include/uapi/xen/evtchn.h` and `drivers/xen/evtchn.c`. An event masks the port until
-//! its number is written back to the device: that is what stops a guest's storm of events, so the
-//! write comes only after the ring was found empty. Reading is the engine's business.
+//! Source: Linux `include/uapi/xen/evtchn.h` and `drivers/xen/evtchn.c`. An event masks the port
+//! until its number is written back to the device: that is what stops a guest's storm of events, so
+//! the write comes only after the ring was found empty. Reading is the engine's business.
 //! The descriptor is never registered with io_uring: a registered one is released some 30 ms after
 //! the process's death, and until then nobody else can bind the port.
 

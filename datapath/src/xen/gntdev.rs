@@ -1,8 +1,8 @@
 //! `/dev/xen/gntdev`: map a guest's granted pages, or copy out of them.
 //!
-//! Source: Linux `include/uapi/xen/gntdev.h` and `drivers/xen/gntdev.c`. MAP only records references
-//! and answers an offset; mmap at that offset makes the hypercalls, for all pages or none; munmap
-//! undoes them; UNMAP forgets the record. Must not be followed by fork.
+//! Source: Linux `include/uapi/xen/gntdev.h` and `drivers/xen/gntdev.c`. MAP only records
+//! references and answers an offset; mmap at that offset makes the hypercalls, for all pages or
+//! none; munmap undoes them; UNMAP forgets the record. Must not be followed by fork.
 
 use super::{Access, CopyOut, GRANTS_PER_MAP_MAX};
 use crate::ring::shared::{PAGE_BYTES, SharedMapping};

@@ -23,7 +23,8 @@ pub enum Host {
     Sim,
 }
 
-/// What a mapping allows. A guest's write needs only [`Access::ReadOnly`]: its grant may forbid more.
+/// What a mapping allows. A guest's write needs only [`Access::ReadOnly`]: its grant may forbid
+/// more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     /// The device reads the pages.
@@ -50,8 +51,8 @@ pub enum Grants {
     Sim(sim::SimGrants),
 }
 
-/// Granted pages, mapped side by side; dropping it unmaps them. Fields drop in this order: the grants
-/// are given back after nothing maps them any more.
+/// Granted pages, mapped side by side; dropping it unmaps them. Fields drop in this order: the
+/// grants are given back after nothing maps them any more.
 #[derive(Debug)]
 pub struct GrantMapping {
     memory: SharedMapping,

@@ -4,9 +4,9 @@
 //! * `mem.<domid>`: the guest's memory;
 //! * `grants.<domid>`: its grant table, [`GRANT_BYTES`] an entry, the index is the grant reference:
 //!   u32 flags, u32 frame (page of `mem`), u32 mappings in use, u32 zero;
-//! * `evt.<domid>.<port>.back` and `.front`: FIFOs, one byte an event, towards back end and front end.
-//!   A bind holds an exclusive lock on `.back`, so that, as with Xen, a second one fails and the
-//!   process's death releases it.
+//! * `evt.<domid>.<port>.back` and `.front`: FIFOs, one byte an event, towards back end and front
+//!   end. A bind holds an exclusive lock on `.back`, so that, as with Xen, a second one fails and
+//!   the process's death releases it.
 //!
 //! The memory is a real file of tmpfs: direct I/O into "guest" pages is the kernel's own.
 

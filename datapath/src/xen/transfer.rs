@@ -1,8 +1,8 @@
 //! How a request's pages are reached: by a mapping that stands, or by one shared over a sweep.
 //!
 //! Persistent grants (both ends offered them): a page is mapped when first seen and stays until the
-//! disk disconnects; in the steady state there is no hypercall at all. Linux's frontend notices that
-//! a page stays mapped and keeps using it (drivers/block/xen-blkfront.c, `blkif_completion`).
+//! disk disconnects; in the steady state there is no hypercall at all. Linux's frontend notices
+//! that a page stays mapped and keeps using it (drivers/block/xen-blkfront.c, `blkif_completion`).
 //! Otherwise all pages of a sweep are mapped in few calls and unmapped in one, since most of a
 //! mapping's cost is fixed; the answers of the requests in it wait for that, because a frontend
 //! takes its pages back with the answer.
@@ -91,8 +91,8 @@ impl Transfer {
             + windows.map(|window| window.mapping.memory().bytes() / PAGE_BYTES).sum::<usize>()
     }
 
-    /// Makes the pages of `segments` stand, as far as there is room and the guest lets us. Pages that
-    /// are missing over a whole sweep are mapped together: call it for all requests, with
+    /// Makes the pages of `segments` stand, as far as there is room and the guest lets us. Pages
+    /// that are missing over a whole sweep are mapped together: call it for all requests, with
     /// `finish_standing` at the end.
     pub fn want_standing(&mut self, segments: &[Segment]) {
         if !self.persistent {
@@ -152,8 +152,8 @@ impl Transfer {
         self.persistent && segments.iter().all(|segment| self.standing.contains_key(&segment.gref))
     }
 
-    /// Maps the pages of several requests side by side; answers the window's number. It has no users
-    /// yet.
+    /// Maps the pages of several requests side by side; answers the window's number. It has no
+    /// users yet.
     ///
     /// # Errors
     /// When a page cannot be mapped; then none is.

@@ -1,7 +1,8 @@
-//! The JSON-RPC client: one call, one HTTP POST on the daemon's unix socket, typed by the method table.
+//! The JSON-RPC client: one call, one HTTP POST on the daemon's unix socket, typed by the method
+//! table.
 //!
-//! It decides nothing and retries nothing. Every call of the table is idempotent, so that a person who
-//! saw [`CallError::Broken`] may simply repeat it.
+//! It decides nothing and retries nothing. Every call of the table is idempotent, so that a person
+//! who saw [`CallError::Broken`] may simply repeat it.
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;

@@ -1,6 +1,7 @@
 //! The command line: one file a command group, each a thin translation to JSON-RPC calls and back.
 //!
-//! It holds no state and knows no path but the socket's: whatever it does, any JSON-RPC client can do.
+//! It holds no state and knows no path but the socket's: whatever it does, any JSON-RPC client can
+//! do.
 //! `--json` prints a call's result as it is; without it, tables for people. Called by `main`.
 
 mod call;

@@ -104,7 +104,8 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn what_is_written_whole_reads_back(number in 1u64..1024, unit in 0usize..6) {
-            let bytes = number.checked_shl(UNITS[unit].1).filter(|bytes| i64::try_from(*bytes).is_ok());
+            let fits = |bytes: &u64| i64::try_from(*bytes).is_ok();
+            let bytes = number.checked_shl(UNITS[unit].1).filter(fits);
             if let Some(bytes) = bytes.filter(|bytes| bytes >> UNITS[unit].1 == number) {
                 proptest::prop_assert_eq!(parse(&human(bytes)).map(i64::cast_unsigned), Ok(bytes));
             }

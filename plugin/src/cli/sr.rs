@@ -89,7 +89,10 @@ pub(crate) struct Attach {
 }
 
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("names").required(true).multiple(true).args(["name", "description"]))]
+#[command(group = ArgGroup::new("names")
+    .required(true)
+    .multiple(true)
+    .args(["name", "description"]))]
 pub(crate) struct Rename {
     /// The SR's uuid
     #[arg(value_name = "SR")]

@@ -27,8 +27,8 @@ their permissions. Under XAPI leave it to XAPI. The VDI must be activated, and r
 
 const SHOW_EXAMPLES: &str = "\
 Rates are of one second (--interval); averages are over the life of the VBD's worker. Latencies are
-from a request's leaving the ring to its answer, over the worker's life too. Bytes mapped went between the guest's pages and the device
-without a copy; bytes copied took a bounce buffer.
+from a request's leaving the ring to its answer, over the worker's life too. Bytes mapped went
+between the guest's pages and the device without a copy; bytes copied took a bounce buffer.
 --json prints one result of VBD.stat and does not wait.";
 
 #[derive(Debug, Subcommand)]

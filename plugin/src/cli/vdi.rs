@@ -107,7 +107,10 @@ pub(crate) struct Resize {
 }
 
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("names").required(true).multiple(true).args(["name", "description"]))]
+#[command(group = ArgGroup::new("names")
+    .required(true)
+    .multiple(true)
+    .args(["name", "description"]))]
 pub(crate) struct Rename {
     #[command(flatten)]
     which: Which,

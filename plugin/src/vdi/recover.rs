@@ -192,8 +192,9 @@ async fn reap(registry: &Registry, id: &str) -> Result<(), StorageError> {
         if !hello.connected.is_empty() {
             // A worker gets rings only after it was remembered: it is the database that was lost.
             let text = format!(
-                "a worker at {} (pid {}) serves {} guests' disks and the database does not know it: \
-                 it is left alone. Was the database removed? Shut these guests down, then kill it",
+                "a worker at {} (pid {}) serves {} guests' disks and the database does not know \
+                 it: it is left alone. Was the database removed? Shut these guests down, then \
+                 kill it",
                 socket.display(),
                 hello.pid,
                 hello.connected.len()

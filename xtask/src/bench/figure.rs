@@ -68,8 +68,8 @@ pub(crate) struct Figure {
 }
 
 impl Figure {
-    /// From interleaved pairs (ours, theirs): medians, and the median of the pairs' own ratios, which
-    /// a disturbance that lasts longer than a pair does not move.
+    /// From interleaved pairs (ours, theirs): medians, and the median of the pairs' own ratios,
+    /// which a disturbance that lasts longer than a pair does not move.
     pub(crate) fn from_pairs(target: &'static Target, pairs: &[(f64, f64)]) -> Self {
         Figure {
             target,

@@ -1,5 +1,5 @@
-//! `cargo xtask bench`: what we do beside a peer, in one run. Machines are noisy: only ratios within a
-//! run are worth anything, and each is the median of interleaved pairs.
+//! `cargo xtask bench`: what we do beside a peer, in one run. Machines are noisy: only ratios
+//! within a run are worth anything, and each is the median of interleaved pairs.
 
 mod figure;
 mod fio;

@@ -1,5 +1,6 @@
-//! A root file system in memory, and its one file form: the "newc" cpio archive that Linux unpacks at
-//! boot. Writing it here needs neither root (for owners) nor a staging directory that could go stale.
+//! A root file system in memory, and its one file form: the "newc" cpio archive that Linux unpacks
+//! at boot. Writing it here needs neither root (for owners) nor a staging directory that could go
+//! stale.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -61,7 +62,8 @@ impl Tree {
         self.nodes.insert(path.to_owned(), node);
     }
 
-    /// Writes the archive to `file`, uncompressed: an emulated CPU inflates more slowly than it copies.
+    /// Writes the archive to `file`, uncompressed: an emulated CPU inflates more slowly than it
+    /// copies.
     pub(crate) fn pack(&self, file: &Path) -> Result<()> {
         let target = fs::File::create(file).with_context(|| format!("cannot create {file:?}"))?;
         let mut out = io::BufWriter::with_capacity(1 << 20, target);
@@ -85,7 +87,8 @@ impl Tree {
     }
 }
 
-/// One header of thirteen hexadecimal fields, the name, the data; the last two padded to four bytes.
+/// One header of thirteen hexadecimal fields, the name, the data; the last two padded to four
+/// bytes.
 fn entry(out: &mut impl Write, ino: u32, mode: u32, name: &str, data: &[u8]) -> io::Result<()> {
     const HEADER_BYTES: usize = 110;
     let size = u32::try_from(data.len()).map_err(io::Error::other)?;

@@ -1,5 +1,5 @@
-//! Debian's Xen, its tools, a stock kernel and busybox, downloaded once and unpacked into the cache.
-//! Nothing is installed: the machine that runs this needs no Xen, and keeps none.
+//! Debian's Xen, its tools, a stock kernel and busybox, downloaded once and unpacked into the
+//! cache. Nothing is installed: the machine that runs this needs no Xen, and keeps none.
 
 use std::fs;
 use std::path::{Path, PathBuf};

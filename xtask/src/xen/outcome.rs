@@ -61,9 +61,9 @@ fn reason(dom0: &[&str], guests: &[&str], timed_out: bool) -> String {
     format!("dom0's script exited {}, the guest's {}", dom0.join(", "), guests.join(", "))
 }
 
-/// Xen says `d1v0 Triple fault - invoking HVM shutdown action 1`. Where the guest's kernel lives a little
-/// longer it finds its entry stack overrun instead: page faults on a GS base that nested SVM lost. Both
-/// were seen with the kernel's own back end.
+/// Xen says `d1v0 Triple fault - invoking HVM shutdown action 1`. Where the guest's kernel lives a
+/// little longer it finds its entry stack overrun instead: page faults on a GS base that nested SVM
+/// lost. Both were seen with the kernel's own back end.
 fn is_emulator_fault(line: &str) -> bool {
     (line.contains("(XEN)") && line.contains("Triple fault"))
         || line.contains("BUG: ENTRY_TRAMPOLINE stack guard page was hit")

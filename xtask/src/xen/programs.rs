@@ -1,4 +1,5 @@
-//! Dynamic programs of this machine and of Xen's packages, copied with the libraries that they need.
+//! Dynamic programs of this machine and of Xen's packages, copied with the libraries that they
+//! need.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -23,7 +24,8 @@ pub(crate) struct Programs<'a> {
 }
 
 impl Programs<'_> {
-    /// Puts `file` into `bin`, the loader, and the libraries that the loader would find for it here.
+    /// Puts `file` into `bin`, the loader, and the libraries that the loader would find for it
+    /// here.
     pub(crate) fn put(&self, tree: &mut Tree, file: &Path) -> Result<()> {
         let name = file.file_name().with_context(|| format!("{file:?} names no program"))?;
         let about = fs::metadata(file).with_context(|| format!("no program {file:?}"))?;
@@ -48,8 +50,9 @@ impl Programs<'_> {
         Ok(())
     }
 
-    /// A third of all that fio drags in is the Unicode tables behind an XML parser that it never calls;
-    /// in two trees they cost every boot ten seconds. An empty library of the same name will do.
+    /// A third of all that fio drags in is the Unicode tables behind an XML parser that it never
+    /// calls; in two trees they cost every boot ten seconds. An empty library of the same name will
+    /// do.
     fn stand_in(&self, library: &str) -> Result<Option<PathBuf>> {
         let Some(version) = library.strip_prefix("libicudata.so.") else { return Ok(None) };
         let file = self.work.join(library);

@@ -1,6 +1,6 @@
 //! The machine: QEMU with software emulation, two CPUs and two serial ports. The first is Xen's
-//! console (dom0's kernel and ours print there too), the second carries dom0's report, which no kernel
-//! message can cut in two.
+//! console (dom0's kernel and ours print there too), the second carries dom0's report, which no
+//! kernel message can cut in two.
 
 use std::fs;
 use std::path::Path;
@@ -19,8 +19,8 @@ pub(crate) struct Run {
     pub(crate) timed_out: bool,
 }
 
-/// Boots `work/dom0.cpio` and prints its console as it comes. Returns when the machine is off, or was
-/// ended at the time limit.
+/// Boots `work/dom0.cpio` and prints its console as it comes. Returns when the machine is off, or
+/// was ended at the time limit.
 pub(crate) fn run(boot: &Boot, debian: &Debian, work: &Path) -> Result<Run> {
     let report = work.join("report");
     let (status, console) = process::echoed(command(boot, debian, work, &report)?)?;
@@ -53,8 +53,8 @@ fn command(boot: &Boot, debian: &Debian, work: &Path, report: &Path) -> Result<C
 }
 
 /// A PVH guest gets a CPU that it shares with no other domain (its own configuration names the same
-/// one): where a PV domain's state and its own take turns, QEMU's nested SVM sooner or later resumes it
-/// with a wrong GS base, which it does not survive.
+/// one): where a PV domain's state and its own take turns, QEMU's nested SVM sooner or later
+/// resumes it with a wrong GS base, which it does not survive.
 fn hypervisor_options(guest: Guest) -> String {
     let common = "console=com1 com1=115200,8n1 dom0_mem=1408M,max:1408M noreboot";
     match guest {

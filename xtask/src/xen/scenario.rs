@@ -1,4 +1,5 @@
-//! The scenarios on real Xen: each a script for dom0 and one for the guest, kept beside each other in
+//! The scenarios on real Xen: each a script for dom0 and one for the guest, kept beside each other
+//! in
 //! `xtask/xen/scenarios`. A boot takes a minute, so one scenario checks many things.
 
 use std::time::Duration;
@@ -30,8 +31,8 @@ pub(crate) struct Trial {
     pub(crate) parts: &'static str,
 }
 
-/// PVH guests get a boot for each part: QEMU's nested SVM may break one at any time, and the less a boot
-/// does, the more often it comes to its end.
+/// PVH guests get a boot for each part: QEMU's nested SVM may break one at any time, and the less a
+/// boot does, the more often it comes to its end.
 pub(crate) const TRIALS: &[Trial] = &[
     Trial { name: "xen pv", guest: Guest::Pv, parts: "data plug" },
     Trial { name: "xen pvh data", guest: Guest::Pvh, parts: "data" },

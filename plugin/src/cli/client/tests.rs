@@ -60,7 +60,8 @@ async fn a_storage_error_is_read_from_data() {
 
 #[tokio::test]
 async fn an_error_without_a_variant_keeps_message_and_data() {
-    let body = r#"{"jsonrpc":"2.0","id":1,"error":{"code":-32602,"message":"Invalid params","data":"missing field `sr`"}}"#;
+    let body = r#"{"jsonrpc":"2.0","id":1,"error":
+        {"code":-32602,"message":"Invalid params","data":"missing field `sr`"}}"#;
     let (_dir, client) = serve(http("200 OK", body));
     let error = client.call::<SrList>(&no_params()).await.expect_err("an error");
     assert_eq!(error.to_string(), "SR.list: Invalid params: missing field `sr` [-32602]");

@@ -38,8 +38,8 @@ pub(super) async fn run(
     write(&render(&stat, Some(&earlier), start_of(&workers, &stat, now).as_ref(), now))
 }
 
-/// The counters at the start of the VBD's worker, which were zero, for rates over its life. The VBD's
-/// own `since` will not do: a worker goes on counting when a frontend connects again.
+/// The counters at the start of the VBD's worker, which were zero, for rates over its life. The
+/// VBD's own `since` will not do: a worker goes on counting when a frontend connects again.
 fn start_of(workers: &[Worker], stat: &VbdStat, now: Timestamp) -> Option<Earlier> {
     let id = stat.vbd.worker.as_ref()?;
     let worker = workers.iter().find(|worker| worker.id == *id)?;
