@@ -197,7 +197,7 @@ impl Device {
         self.ring.answer(id, operation, slot.status);
         if slot.status == STATUS_OKAY {
             let latency_us = self.now_us.saturating_sub(slot.taken_us);
-            self.statistics.count(&slot.plan, slot.bytes, latency_us);
+            self.statistics.count(slot.plan.transfer, slot.bytes, latency_us);
         }
         if self.barrier == Some(number) {
             self.barrier = None;

@@ -12,7 +12,7 @@ mod sweep;
 use crate::engine::{Engine, Tag};
 use crate::image::Image;
 use crate::ring::back::BackRing;
-use crate::ring::request::{Limits, Plan, Transfer as Direction};
+use crate::ring::request::{Limits, Transfer as Direction};
 use crate::ring::shared::PAGE_BYTES;
 use crate::xen::transfer::Transfer;
 use crate::xen::{Access, Channel, Grants, Held, Host};
@@ -76,10 +76,9 @@ struct Statistics {
 
 impl Statistics {
     /// Counts an answered request.
-    fn count(&mut self, plan: &Plan, bytes: u32, latency_us: u64) {
+    fn count(&mut self, transfer: Direction, bytes: u32, latency_us: u64) {
         let counters = &mut self.counters;
-        counters.flushes += u64::from(plan.flush_before);
-        match plan.transfer {
+        match transfer {
             Direction::Read => {
                 counters.reads += 1;
                 counters.read_bytes += u64::from(bytes);
@@ -91,6 +90,7 @@ impl Statistics {
                 self.write_latency.record(latency_us);
             }
             Direction::None => {
+                counters.flushes += 1;
                 self.flush_latency.record(latency_us);
             }
         }
