@@ -177,7 +177,7 @@ pub struct Counters {
     pub reads: u64,
     /// See `reads`.
     pub writes: u64,
-    /// See `reads`; barriers too.
+    /// See `reads`; barriers without data too, those with data are writes.
     pub flushes: u64,
     /// Bytes that the guest read.
     pub read_bytes: u64,

@@ -73,16 +73,12 @@ pub async fn sight(
     let backend = backend(store, address, identity).await?;
     let directory = address.frontend();
     let alive = store.introduced(address.id.domid).await?;
-    let state = format!("{directory}/state");
-    let mut frontend_state = text(store, &state).await?;
-    let mut ring = None;
-    if backend.is_some() && machine.wants_ring(frontend_state.as_deref()) {
-        let published = self::ring(store, &directory).await?;
-        let now = text(store, &state).await?;
-        // Keys that were read while the guest began anew belong to no ring.
-        ring = (now == frontend_state).then_some(published);
-        frontend_state = now;
+    let state = text(store, &format!("{directory}/state")).await?;
+    if backend.is_none() || !machine.wants_ring(state.as_deref()) {
+        return Ok(Sight { backend, alive, frontend_state: state, ring: None });
     }
+    let (frontend_state, ring) = ring(store, &directory).await?;
+    let ring = machine.wants_ring(frontend_state.as_deref()).then_some(ring);
     Ok(Sight { backend, alive, frontend_state, ring })
 }
 
@@ -116,24 +112,34 @@ fn lost() -> StoreError {
     )
 }
 
-/// Reads what the guest has published of its ring.
-async fn ring(
+/// What a frontend has published: its state, and its ring.
+type Published = (Option<String>, Result<RingParameters, Fault>);
+
+/// Reads the state and what was published with it as of one moment: keys that the guest was writing
+/// anew meanwhile belong to no ring.
+async fn ring(store: &dyn Store, directory: &str) -> Result<Published, StoreError> {
+    let mut names: Vec<String> = vec!["state".to_owned()];
+    names.extend(frontend::KEYS.iter().map(|&name| name.to_owned()));
+    let mut keys = read_all(store, directory, &names).await?;
+    let order = keys.get("ring-page-order").map(String::as_str);
+    let count = frontend::numbered_ring_refs(order);
+    if count > 0 {
+        names.extend((0..count).map(|n| format!("ring-ref{n}")));
+        keys = read_all(store, directory, &names).await?;
+    }
+    let ring = frontend::parse(|name| keys.get(name).map(String::as_str));
+    Ok((keys.remove("state"), ring))
+}
+
+async fn read_all(
     store: &dyn Store,
     directory: &str,
-) -> Result<Result<RingParameters, Fault>, StoreError> {
-    let mut keys = BTreeMap::new();
-    let mut names: Vec<String> = frontend::KEYS.iter().map(|&name| name.to_owned()).collect();
-    let mut next = 0;
-    while let Some(name) = names.get(next).cloned() {
-        next += 1;
-        let Some(value) = text(store, &format!("{directory}/{name}")).await? else { continue };
-        if name == "ring-page-order" {
-            let count = frontend::numbered_ring_refs(Some(&value));
-            names.extend((0..count).map(|n| format!("ring-ref{n}")));
-        }
-        keys.insert(name, value);
-    }
-    Ok(frontend::parse(|name| keys.get(name).map(String::as_str)))
+    names: &[String],
+) -> Result<BTreeMap<String, String>, StoreError> {
+    let paths: Vec<_> = names.iter().map(|name| format!("{directory}/{name}")).collect();
+    let values = store.snapshot(&paths).await?;
+    let there = |(name, value): (&String, Option<String>)| Some((name.clone(), value?));
+    Ok(names.iter().zip(values).filter_map(there).collect())
 }
 
 /// A value; what is no text, or may not be read, is as good as garbage.

@@ -169,6 +169,12 @@ impl Store for Live {
         }))
     }
 
+    fn snapshot<'a>(&'a self, paths: &'a [String]) -> Pending<'a, Vec<Option<String>>> {
+        Box::pin(self.shared.call(move |link| async move {
+            link.job(|reply| Job::Snapshot(paths.to_vec(), reply)).await
+        }))
+    }
+
     fn introduced(&self, domid: u16) -> Pending<'_, bool> {
         Box::pin(
             self.shared.call(move |link| async move {

@@ -194,6 +194,15 @@ impl Store for Memory {
         Box::pin(async move { self.apply(batch) })
     }
 
+    fn snapshot<'a>(&'a self, paths: &'a [String]) -> Pending<'a, Vec<Option<String>>> {
+        Box::pin(async move {
+            self.with(|inner| {
+                inner.ready()?;
+                Ok(paths.iter().map(|path| inner.nodes.get(path).cloned()).collect())
+            })
+        })
+    }
+
     fn introduced(&self, domid: u16) -> Pending<'_, bool> {
         Box::pin(async move {
             self.with(|inner| {

@@ -157,6 +157,9 @@ pub trait Store: Send + Sync {
     fn list<'a>(&'a self, path: &'a str) -> Pending<'a, Vec<String>>;
     /// Does a batch in one transaction.
     fn transact<'a>(&'a self, batch: &'a Batch) -> Pending<'a, ()>;
+    /// Several nodes' values as they were at one moment; `None` for what is not there. What is no
+    /// text comes as U+FFFD.
+    fn snapshot<'a>(&'a self, paths: &'a [String]) -> Pending<'a, Vec<Option<String>>>;
     /// Whether xenstored knows the domain: it lives.
     fn introduced(&self, domid: u16) -> Pending<'_, bool>;
     /// Calls `sink` once now and whenever the node or one below it changes, and again after

@@ -26,6 +26,7 @@ type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 pub(super) enum Job {
     Transact(Batch, Reply<()>),
     List(String, Reply<Vec<String>>),
+    Snapshot(Vec<String>, Reply<Vec<Option<String>>>),
     Introduced(u16, Reply<bool>),
 }
 
@@ -92,6 +93,7 @@ impl Raw {
                     answer(reply, self.transact(&batch).await)?;
                 }
                 Some(Job::List(path, reply)) => answer(reply, self.list(&path).await)?,
+                Some(Job::Snapshot(paths, reply)) => answer(reply, self.snapshot(&paths).await)?,
                 Some(Job::Introduced(domid, reply)) => {
                     answer(reply, self.introduced(domid).await)?;
                 }
@@ -112,23 +114,56 @@ impl Raw {
 
     async fn transact(&mut self, batch: &Batch) -> Outcome<()> {
         for _ in 0..COLLISIONS_MAX {
-            let start = self.ask(Kind::TransactionStart, 0, b"\0", "start a transaction").await;
-            let id = agreed!(start);
-            let Some(id) = wire::text(&id).and_then(|id| id.parse().ok()) else {
-                return Err(garbled());
-            };
+            let id = agreed!(self.begin().await);
             if let Err(error) = self.attempt(id, batch).await? {
                 // The answer to an abort changes nothing.
                 let _ = self.ask(Kind::TransactionEnd, id, b"F\0", "abort").await?;
                 return Ok(Err(error));
             }
-            match self.ask(Kind::TransactionEnd, id, b"T\0", "commit").await? {
-                Err(StoreError::Refused { code, .. }) if code == "EAGAIN" => {}
-                outcome => return Ok(outcome.map(drop)),
+            if agreed!(self.commit(id).await) {
+                return Ok(Ok(()));
             }
         }
-        let what = "commit".to_owned();
-        Ok(Err(StoreError::Refused { what, code: "EAGAIN again and again".to_owned() }))
+        Ok(Err(collisions()))
+    }
+
+    /// Reads in a transaction, whose commit tells whether anything changed meanwhile.
+    async fn snapshot(&mut self, paths: &[String]) -> Outcome<Vec<Option<String>>> {
+        for _ in 0..COLLISIONS_MAX {
+            let id = agreed!(self.begin().await);
+            let mut values = Vec::with_capacity(paths.len());
+            for path in paths {
+                match self.ask_path(Kind::Read, id, path, "read").await? {
+                    Ok(value) => values.push(Some(
+                        String::from_utf8(value).unwrap_or_else(|_| "\u{fffd}".to_owned()),
+                    )),
+                    Err(StoreError::Missing(_)) => values.push(None),
+                    Err(error) => {
+                        let _ = self.ask(Kind::TransactionEnd, id, b"F\0", "abort").await?;
+                        return Ok(Err(error));
+                    }
+                }
+            }
+            if agreed!(self.commit(id).await) {
+                return Ok(Ok(values));
+            }
+        }
+        Ok(Err(collisions()))
+    }
+
+    async fn begin(&mut self) -> Outcome<u32> {
+        let start = self.ask(Kind::TransactionStart, 0, b"\0", "start a transaction").await;
+        let id = agreed!(start);
+        let id = wire::text(&id).and_then(|id| id.parse().ok());
+        id.map(Ok).ok_or_else(garbled)
+    }
+
+    /// False when it collided with another's.
+    async fn commit(&mut self, id: u32) -> Outcome<bool> {
+        Ok(match self.ask(Kind::TransactionEnd, id, b"T\0", "commit").await? {
+            Err(StoreError::Refused { code, .. }) if code == "EAGAIN" => Ok(false),
+            outcome => outcome.map(|_| true),
+        })
     }
 
     async fn attempt(&mut self, id: u32, batch: &Batch) -> Outcome<()> {
@@ -283,6 +318,11 @@ fn refusal(payload: &[u8], what: &str) -> StoreError {
             StoreError::Refused { what: what.to_owned(), code }
         }
     }
+}
+
+fn collisions() -> StoreError {
+    let code = "EAGAIN again and again".to_owned();
+    StoreError::Refused { what: "commit".to_owned(), code }
 }
 
 fn garbled() -> io::Error {

@@ -160,6 +160,41 @@ fn transactions_that_collide_are_tried_again() {
 }
 
 #[test]
+fn a_snapshot_is_of_one_moment() {
+    let name = "xenstore::tests::a_snapshot_is_of_one_moment";
+    let Some(path) = in_child(name) else { return };
+    let _xenstored = genuine(&path);
+    block_on(async {
+        let stores = [Live::start(), Live::start()];
+        for store in &stores {
+            store.connected().await;
+        }
+        let write = async {
+            for n in 0..300 {
+                // Never equal but between two writes of a transaction, which nobody may see.
+                let mut batch = Batch::default();
+                stores[0].transact(batch.write("/a", n).write("/b", n + 1)).await.unwrap();
+            }
+        };
+        let paths = ["/a", "/b", "/none"].map(str::to_owned);
+        let read = async {
+            for _ in 0..300 {
+                let values = match stores[1].snapshot(&paths).await {
+                    Ok(values) => values,
+                    Err(StoreError::Refused { .. }) => continue,
+                    Err(error) => panic!("{error}"),
+                };
+                let number = |at: usize| values[at].as_deref().map_or(0, |v| v.parse().unwrap());
+                let (a, b): (u32, u32) = (number(0), number(1));
+                assert!(b == a + 1 || (a, b) == (0, 0), "{values:?}");
+                assert_eq!(values[2], None);
+            }
+        };
+        tokio::join!(write, read);
+    });
+}
+
+#[test]
 fn a_directory_longer_than_a_message_is_listed_whole() {
     let name = "xenstore::tests::a_directory_longer_than_a_message_is_listed_whole";
     let Some(path) = in_child(name) else { return };
