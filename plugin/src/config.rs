@@ -12,6 +12,8 @@ const DEFAULT_FILE: &str = "/etc/zerotap.toml";
 const DEFAULT_RUN_DIR: &str = "/run/zerotap";
 const DEFAULT_STATE: &str = "/var/lib/zerotap/state.db";
 const DEFAULT_BACKEND_KIND: &str = "qdisk";
+/// xenstore-rs warns of every event of a watch that was just dropped, which guests can cause at will.
+const DEFAULT_LOG: &str = "info,xenstore_rs=error";
 const DEFAULT_BOOT_ID_FILE: &str = "/proc/sys/kernel/random/boot_id";
 /// The worker's program, looked for beside the daemon's own.
 const WORKER_PROGRAM: &str = "zerotap-datapath";
@@ -124,7 +126,7 @@ impl Config {
             boot_id_file: file.boot_id_file.unwrap_or_else(|| DEFAULT_BOOT_ID_FILE.into()),
             overcommit: file.overcommit.unwrap_or(false),
             reattach_srs_at_boot: file.reattach_srs_at_boot.unwrap_or(false),
-            log: file.log.unwrap_or_else(|| "info".into()),
+            log: file.log.unwrap_or_else(|| DEFAULT_LOG.into()),
             log_json: file.log_json.unwrap_or(false),
         })
     }
