@@ -57,7 +57,29 @@ impl Backend {
     }
 }
 
+/// What a script may call; the files in `xtask/xen/dom0` and `xtask/xen/guest` say more.
+const FUNCTIONS: &str = "\
+A script is sourced by busybox's shell; what it exits with is its verdict, and both must be 0.
+
+In dom0:
+  guest_define [PHASE]        create the next guest, paused; prints its domid; PHASE is for its script
+  disk_plug DOMID DEVICE SIZE [r|w]   give it a disk; the same DEVICE again has the same data
+  disk_unplug DOMID DEVICE    take it away; its data stays
+  disk_show DOMID DEVICE      what is known about it
+  disk_data DEVICE            the file or block device behind it
+  guest_start, guest_wait SECONDS     run the latest guest; wait for its end and verdict
+  guest_await WORD SECONDS, guest_tell WORD [VALUE], guest_log
+  within SECONDS COMMAND..., step WORDS..., report WORDS...
+In the guest:
+  disk_present DEVICE, disk_gone DEVICE, verify DEVICE SIZE [FIO OPTION...]
+  tell WORD, await WORD, within SECONDS COMMAND..., step WORDS...; $PHASE
+
+Example:
+  cargo xtask xen --guest pvh --dom0-script xtask/xen/scenarios/life.dom0.sh \\
+    --guest-script xtask/xen/scenarios/life.guest.sh --timeout 1800";
+
 #[derive(clap::Args)]
+#[command(after_help = FUNCTIONS)]
 pub(crate) struct Options {
     #[arg(long, value_enum, default_value = "pv")]
     guest: Guest,
