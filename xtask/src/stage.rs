@@ -15,9 +15,9 @@ impl Count {
     /// A stage that is one check.
     pub(crate) const ONE: Self = Self { passed: 1, failed: 0 };
 
-    /// Reads nextest's summary ("Summary [ 1.2s] 4 tests run: 3 passed, 1 failed, 0 skipped"), or else
-    /// adds up `cargo test`'s ("test result: ok. 3 passed; 0 failed; ..."). Never both: nextest shows
-    /// what a failed test printed, and that ends in a result of its own.
+    /// Reads nextest's summary ("Summary [ 1.2s] 4 tests run: 3 passed, 1 failed, 0 skipped"), or
+    /// else adds up `cargo test`'s ("test result: ok. 3 passed; 0 failed; ..."). Never both:
+    /// nextest shows what a failed test printed, and that ends in a result of its own.
     pub(crate) fn of_tests(said: &str) -> Self {
         let of = |start: &str| -> Vec<&str> {
             said.lines().map(str::trim_start).filter(|line| line.starts_with(start)).collect()
@@ -115,7 +115,9 @@ mod tests {
         let cargo = "test result: ok. 3 passed; 0 failed; 1 ignored\n\
                      test result: FAILED. 2 passed; 1 failed; 0 ignored\n";
         assert_eq!(Count::of_tests(cargo), Count { passed: 5, failed: 1 });
-        let nextest = "    test result: FAILED. 0 passed; 1 failed; 0 ignored\n     Summary [   1.207s] 40/42 tests run: 38 passed (1 slow), 2 failed, 3 skipped\n";
+        let nextest = "    test result: FAILED. 0 passed; 1 failed; 0 ignored\n     \
+                       Summary [   1.207s] 40/42 tests run: 38 passed (1 slow), 2 failed, \
+                       3 skipped\n";
         assert_eq!(Count::of_tests(nextest), Count { passed: 38, failed: 2 });
         let timed_out = "     Summary [  61.0s] 2 tests run: 1 passed, 1 timed out, 0 skipped\n";
         assert_eq!(Count::of_tests(timed_out), Count { passed: 1, failed: 1 });

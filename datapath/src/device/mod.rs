@@ -135,6 +135,8 @@ pub struct Device {
     barrier: Option<u16>,
     /// Slots whose steps go on, the waiting barrier left out.
     running: u32,
+    /// Since the last request was taken or finished, the kernel was asked once without sleeping.
+    looked: bool,
     /// Slots that finished in a window that others still use.
     finished: Vec<u16>,
     /// The requests and pages of a window being made; kept for their memory.
@@ -203,6 +205,7 @@ impl Device {
             batch: Vec::with_capacity(usize::from(entries)),
             barrier: None,
             running: 0,
+            looked: false,
             finished: Vec::with_capacity(usize::from(entries)),
             members: Vec::new(),
             grefs: Vec::new(),

@@ -7,6 +7,7 @@ pub use rig::Rig;
 use rig::Control;
 use rustix::fs::{Mode, OFlags, open};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{Ordering, fence};
 use zerotap_datapath::ring::abi::{Abi, OP_INDIRECT, entry_bytes, ring_entries};
 use zerotap_datapath::ring::shared::{PAGE_BYTES, SharedMapping};
 use zerotap_datapath::xen::sim::{GRANT_BYTES, GRANT_VALID, GRANTS_MAX};
@@ -204,8 +205,12 @@ impl Front {
         let mut statuses = vec![None; count];
         while statuses.contains(&None) {
             if self.memory.load(8) == self.seen {
+                // Ask to be woken, then look once more: an answer may have come in between.
                 self.memory.store(12, self.seen + 1);
-                rig::wait_readable(&self.to_front);
+                fence(Ordering::SeqCst);
+                if self.memory.load(8) == self.seen {
+                    rig::wait_readable(&self.to_front);
+                }
                 continue;
             }
             let slot = (self.seen & (self.entries - 1)) as usize;

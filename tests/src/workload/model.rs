@@ -22,8 +22,9 @@ const FOREIGN: u32 = u32::MAX;
 pub struct Model {
     seed: u64,
     generations: Vec<u32>,
-    /// Sectors whose last write was never answered: they may still hold this generation.
-    uncertain: BTreeMap<u64, u32>,
+    /// Sectors whose writes since the last sure one failed or were never answered: they may hold
+    /// any of these generations.
+    uncertain: BTreeMap<u64, Vec<u32>>,
     /// Sectors that requests in flight read (count) or write (`WRITING`).
     busy: Vec<u8>,
     last_generation: u32,
@@ -93,11 +94,11 @@ impl Model {
         self.generations[indices(&range)].fill(generation);
     }
 
-    /// A write of `generation` failed or was never answered: each sector may hold the old or the
-    /// new.
+    /// A write of `generation` failed or was never answered: each sector may hold what it held or
+    /// the new.
     pub fn unsure(&mut self, range: Range<u64>, generation: u32) {
         for sector in range {
-            self.uncertain.insert(sector, generation);
+            self.uncertain.entry(sector).or_default().push(generation);
         }
     }
 
@@ -112,22 +113,21 @@ impl Model {
     /// What is wrong, in words.
     pub fn check(&mut self, sector: u64, found: &[u8; SECTOR_BYTES]) -> Result<(), String> {
         let expected = self.generations[index(sector)];
-        let other = self.uncertain.get(&sector).copied();
+        let others = self.uncertain.get(&sector).cloned().unwrap_or_default();
         if expected == FOREIGN {
             return check_form(sector, found);
         }
         if self.holds(sector, expected, found) {
             return Ok(());
         }
-        if let Some(other) = other.filter(|&other| self.holds(sector, other, found)) {
+        if let Some(&other) = others.iter().find(|&&other| self.holds(sector, other, found)) {
             // From now on it is known; the old content must not come back.
             self.uncertain.remove(&sector);
             self.generations[index(sector)] = other;
             return Ok(());
         }
         Err(format!(
-            "sector {sector} should be generation {expected}{} of seed {:#x}; {}",
-            other.map(|g| format!(" or {g}")).unwrap_or_default(),
+            "sector {sector} should be generation {expected} or of {others:?}, of seed {:#x}; {}",
             self.seed,
             describe(found)
         ))

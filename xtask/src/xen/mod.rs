@@ -62,7 +62,7 @@ const FUNCTIONS: &str = "\
 A script is sourced by busybox's shell; what it exits with is its verdict, and both must be 0.
 
 In dom0:
-  guest_define [PHASE]        create the next guest, paused; prints its domid; PHASE is for its script
+  guest_define [PHASE]        create the next guest, paused; prints its domid; PHASE is its script's
   disk_plug DOMID DEVICE SIZE [r|w]   give it a disk; the same DEVICE again has the same data
   disk_unplug DOMID DEVICE    take it away; its data stays
   disk_show DOMID DEVICE      what is known about it
