@@ -12,7 +12,8 @@ const DEFAULT_FILE: &str = "/etc/zerotap.toml";
 const DEFAULT_RUN_DIR: &str = "/run/zerotap";
 const DEFAULT_STATE: &str = "/var/lib/zerotap/state.db";
 const DEFAULT_BACKEND_KIND: &str = "qdisk";
-/// xenstore-rs warns of every event of a watch that was just dropped, which guests can cause at will.
+/// xenstore-rs warns of every event of a watch that was just dropped, which guests can cause at
+/// will.
 const DEFAULT_LOG: &str = "info,xenstore_rs=error";
 const DEFAULT_BOOT_ID_FILE: &str = "/proc/sys/kernel/random/boot_id";
 /// The worker's program, looked for beside the daemon's own.
