@@ -3,7 +3,7 @@
 //! their exit statuses are the verdict.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -153,13 +153,25 @@ impl Boot {
     fn run_as_built(&self) -> Result<Ended> {
         packages::ensure(packages::FOR_XEN)?;
         let debian = debian::Debian::unpacked()?;
-        // A directory for each boot: two at a time must not share archives.
-        let work = workspace::target_dir().join(format!("xen/{}", std::process::id()));
-        fs::create_dir_all(&work).with_context(|| format!("cannot create {work:?}"))?;
+        let work = room()?;
         let ran = trees::pack(self, &debian, &work).and_then(|()| qemu::run(self, &debian, &work));
         let _ = fs::remove_dir_all(&work);
         let ran = ran?;
         let outcome = outcome::judge(self.guest, &ran);
         Ok(Ended { outcome, report: ran.report })
     }
+}
+
+/// A directory for one boot, named after this process: two boots at a time must not share archives.
+/// What killed ones left behind, a hundred megabytes each, goes.
+fn room() -> Result<PathBuf> {
+    let rooms = workspace::target_dir().join("xen");
+    for left in fs::read_dir(&rooms).into_iter().flatten().flatten() {
+        if !Path::new("/proc").join(left.file_name()).exists() {
+            let _ = fs::remove_dir_all(left.path());
+        }
+    }
+    let room = rooms.join(std::process::id().to_string());
+    fs::create_dir_all(&room).with_context(|| format!("cannot create {room:?}"))?;
+    Ok(room)
 }
