@@ -38,6 +38,6 @@ while [ $run -le $runs ]; do
   report "bench $(xenstore-read "$(guest_note from-guest-end-$run)") $before $after"
   run=$((run + 1))
 done
-guest_tell end
-guest_wait 60 || exit 1
 disk_show $id xvdb
+guest_tell end
+guest_wait 60
