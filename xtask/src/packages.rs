@@ -38,6 +38,11 @@ pub(crate) const E2FSPROGS: Package = Package {
     program: "mke2fs",
     why: "guests make and check ext4 file systems with it",
 };
+pub(crate) const QEMU_UTILS: Package = Package {
+    name: "qemu-utils",
+    program: "qemu-img",
+    why: "QEMU reads in tests what guests wrote: a peer that we did not write",
+};
 pub(crate) const CC: Package = Package {
     name: "gcc",
     program: "cc",
