@@ -200,7 +200,11 @@ impl Worker {
                 let tag = Tag::Control { connection: number };
                 self.engine.wait_readable(connection.descriptor(), tag);
             }
-            (_, Err(HangUp)) => self.connections[index] = None,
+            (_, Err(HangUp)) => {
+                // Its place goes to the next one, who must not get the answers it waited for.
+                self.waiters.retain(|(_, waiter)| waiter.connection != number);
+                self.connections[index] = None;
+            }
             (None, Ok(())) => {}
         }
     }

@@ -20,7 +20,8 @@ pub(super) struct BouncePool {
 }
 
 impl BouncePool {
-    /// A free buffer's number. Without one, `slot` waits: it is handed out by
+    /// A free buffer's number. Without one, `slot` waits, unless the pool is
+    /// [`BouncePool::exhausted`]: it is handed out by
     /// [`BouncePool::release`].
     pub(super) fn acquire(&mut self, slot: u16) -> Option<u16> {
         if let Some(number) = self.free.pop() {
@@ -32,7 +33,10 @@ impl BouncePool {
             self.buffers.push(buffer);
             return u16::try_from(self.buffers.len() - 1).ok();
         }
-        self.waiting.push_back(slot);
+        // Without any buffer there is no release that would ever hand one out: the caller gives up.
+        if !self.buffers.is_empty() {
+            self.waiting.push_back(slot);
+        }
         None
     }
 
