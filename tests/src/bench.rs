@@ -97,10 +97,11 @@ pub fn run(front: &mut Blkfront, plan: &Plan) -> anyhow::Result<Figures> {
                 let io = stream.next(done.io.pieces);
                 let slot = front.submit(io)?;
                 sent[slot] = now;
+                // At once, as blkfront does for each request that is not plugged with others.
+                front.push()?;
             }
         }
         if any {
-            front.push()?;
             idle_since = now;
         } else if front.in_flight() == 0 {
             break;

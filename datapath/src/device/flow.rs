@@ -108,7 +108,6 @@ impl Device {
 
     /// A step of the request in `slot` completed.
     pub fn on_completion(&mut self, number: u16, result: i32, engine: &mut Engine) {
-        self.looked = false;
         let slot = &mut self.slots[usize::from(number)];
         let data = slot.step == Step::Data;
         let what = match (slot.step, slot.plan.transfer) {

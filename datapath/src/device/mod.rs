@@ -21,6 +21,7 @@ use rustix::io::Errno;
 use slot::Slot;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+pub use sweep::Swept;
 use zerotap_rpc_schema::Histogram;
 use zerotap_rpc_schema::worker::{Connected, Counters, RingParameters, VbdCounters, VbdId};
 
@@ -135,8 +136,6 @@ pub struct Device {
     barrier: Option<u16>,
     /// Slots whose steps go on, the waiting barrier left out.
     running: u32,
-    /// Since the last request was taken or finished, the kernel was asked once without sleeping.
-    looked: bool,
     /// Slots that finished in a window that others still use.
     finished: Vec<u16>,
     /// The requests and pages of a window being made; kept for their memory.
@@ -205,7 +204,6 @@ impl Device {
             batch: Vec::with_capacity(usize::from(entries)),
             barrier: None,
             running: 0,
-            looked: false,
             finished: Vec::with_capacity(usize::from(entries)),
             members: Vec::new(),
             grefs: Vec::new(),
@@ -236,6 +234,12 @@ impl Device {
     pub fn connected(&self) -> Connected {
         let broken = self.state == State::Broken;
         Connected { vbd: self.vbd, ring: self.parameters.clone(), broken }
+    }
+
+    /// Whether requests of it are with the kernel.
+    #[must_use]
+    pub fn running(&self) -> bool {
+        self.running > 0
     }
 
     /// What it counted.

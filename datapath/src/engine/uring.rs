@@ -81,8 +81,12 @@ impl Engine {
     /// The vectors, and the memory that they describe, stay valid and in place until the completion
     /// of `tag` was taken.
     pub unsafe fn read(&mut self, vectors: &[IoVector], offset: u64, tag: Tag) {
-        let (first, count) = raw(vectors);
-        let entry = opcode::Readv::new(IMAGE, first, count).offset(offset).build();
+        let entry = if let [only] = vectors {
+            opcode::Read::new(IMAGE, only.iov_base.cast(), bytes(only)).offset(offset).build()
+        } else {
+            let (first, count) = raw(vectors);
+            opcode::Readv::new(IMAGE, first, count).offset(offset).build()
+        };
         // SAFETY: the caller's promise.
         unsafe { self.push(&entry.user_data(tag.encode())) };
     }
@@ -92,8 +96,12 @@ impl Engine {
     /// # Safety
     /// As for [`Engine::read`].
     pub unsafe fn write(&mut self, vectors: &[IoVector], offset: u64, tag: Tag) {
-        let (first, count) = raw(vectors);
-        let entry = opcode::Writev::new(IMAGE, first, count).offset(offset).build();
+        let entry = if let [only] = vectors {
+            opcode::Write::new(IMAGE, only.iov_base.cast(), bytes(only)).offset(offset).build()
+        } else {
+            let (first, count) = raw(vectors);
+            opcode::Writev::new(IMAGE, first, count).offset(offset).build()
+        };
         // SAFETY: the caller's promise.
         unsafe { self.push(&entry.user_data(tag.encode())) };
     }
@@ -200,6 +208,10 @@ impl Engine {
 fn raw(vectors: &[IoVector]) -> (*const IoVector, u32) {
     let count = u32::try_from(vectors.len()).expect("a request has at most 256 vectors");
     (vectors.as_ptr(), count)
+}
+
+fn bytes(vector: &IoVector) -> u32 {
+    u32::try_from(vector.iov_len).expect("a request has at most 1 MiB")
 }
 
 fn poll(descriptor: BorrowedFd<'_>) -> squeue::Entry {

@@ -13,19 +13,63 @@
 use super::{Access, CopyOut, GRANTS_PER_MAP_MAX, GrantMapping, Grants};
 use crate::ring::abi::Segment;
 use crate::ring::shared::{PAGE_BYTES, SharedMapping};
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 
 /// Pages that stay mapped for one disk: 16 MiB of guest memory. A frontend that uses more gets the
 /// rest mapped sweep by sweep.
 pub const PERSISTENT_PAGES_MAX: usize = 4096;
 const SECTOR_BYTES: usize = 512;
 
+/// References from this one on never stand: a guest's table has 32 768 by default (Xen's
+/// `gnttab_max_frames`), and a guest must not choose how much memory we keep.
+const STANDING_GREFS_MAX: usize = 64 * 1024;
+
 /// Where a page is: which mapping, which page of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Place {
     mapping: u16,
     page: u16,
+}
+
+/// The standing pages by grant reference. A plain table: a lookup a page is all that a request
+/// costs in the steady state.
+#[derive(Debug, Default)]
+struct Standing {
+    places: Vec<Option<Place>>,
+    pages: usize,
+}
+
+impl Standing {
+    fn get(&self, gref: u32) -> Option<Place> {
+        self.places.get(gref as usize).copied().flatten()
+    }
+
+    /// Makes room for a reference; `None` when it cannot stand.
+    fn place(&mut self, gref: u32) -> Option<&mut Option<Place>> {
+        let index = gref as usize;
+        if index >= STANDING_GREFS_MAX {
+            return None;
+        }
+        if index >= self.places.len() {
+            self.places.resize((index + 1).next_power_of_two(), None);
+        }
+        Some(&mut self.places[index])
+    }
+
+    fn insert(&mut self, gref: u32, place: Place) {
+        if let Some(entry) = self.place(gref)
+            && entry.replace(place).is_none()
+        {
+            self.pages += 1;
+        }
+    }
+
+    fn remove(&mut self, gref: u32) {
+        if let Some(entry) = self.places.get_mut(gref as usize)
+            && entry.take().is_some()
+        {
+            self.pages -= 1;
+        }
+    }
 }
 
 /// How a request's pages are reached.
@@ -54,7 +98,7 @@ struct Window {
 pub struct Transfer {
     grants: Grants,
     persistent: bool,
-    standing: HashMap<u32, Place>,
+    standing: Standing,
     standing_mappings: Vec<GrantMapping>,
     windows: Vec<Option<Window>>,
     scratch: Vec<u32>,
@@ -69,7 +113,7 @@ impl Transfer {
         Transfer {
             grants,
             persistent,
-            standing: HashMap::new(),
+            standing: Standing::default(),
             standing_mappings: Vec::new(),
             windows: Vec::new(),
             scratch: Vec::with_capacity(GRANTS_PER_MAP_MAX),
@@ -80,14 +124,14 @@ impl Transfer {
     /// Pages of standing mappings.
     #[must_use]
     pub fn persistent_pages(&self) -> usize {
-        self.standing.len()
+        self.standing.pages
     }
 
     /// Pages mapped now.
     #[must_use]
     pub fn mapped_pages(&self) -> usize {
         let windows = self.windows.iter().flatten();
-        self.standing.len()
+        self.standing.pages
             + windows.map(|window| window.mapping.memory().bytes() / PAGE_BYTES).sum::<usize>()
     }
 
@@ -105,18 +149,20 @@ impl Transfer {
 
     /// The same for one page.
     pub fn want_page(&mut self, gref: u32) {
-        if !self.persistent || self.standing.len() >= PERSISTENT_PAGES_MAX {
+        let full = self.standing.pages >= PERSISTENT_PAGES_MAX;
+        if !self.persistent || full || gref as usize >= STANDING_GREFS_MAX {
+            return;
+        }
+        if self.standing.get(gref).is_some() {
             return;
         }
         if self.scratch.len() == GRANTS_PER_MAP_MAX {
             self.finish_standing();
         }
         let mapping = u16::try_from(self.standing_mappings.len()).expect("at most one a page");
-        if let Entry::Vacant(vacant) = self.standing.entry(gref) {
-            let page = u16::try_from(self.scratch.len()).expect("at most 512");
-            vacant.insert(Place { mapping, page });
-            self.scratch.push(gref);
-        }
+        let page = u16::try_from(self.scratch.len()).expect("at most 512");
+        self.standing.insert(gref, Place { mapping, page });
+        self.scratch.push(gref);
     }
 
     /// Maps what `want_standing` found missing. When the guest gave a bad reference, each page is
@@ -138,7 +184,7 @@ impl Transfer {
                     self.standing.insert(*gref, Place { mapping: mapping_number, page: 0 });
                     self.standing_mappings.push(mapping);
                 } else {
-                    self.standing.remove(gref);
+                    self.standing.remove(*gref);
                 }
             }
         }
@@ -149,7 +195,7 @@ impl Transfer {
     /// Whether all pages of a request stand.
     #[must_use]
     pub fn stands(&self, segments: &[Segment]) -> bool {
-        self.persistent && segments.iter().all(|segment| self.standing.contains_key(&segment.gref))
+        self.persistent && segments.iter().all(|segment| self.standing.get(segment.gref).is_some())
     }
 
     /// Maps the pages of several requests side by side; answers the window's number. It has no
@@ -203,7 +249,7 @@ impl Transfer {
     ) -> (&SharedMapping, usize, usize) {
         let (memory, page) = match reach {
             Reach::Standing => {
-                let place = self.standing[&segment.gref];
+                let place = self.standing.get(segment.gref).expect("its pages stand");
                 let mapping = &self.standing_mappings[usize::from(place.mapping)];
                 (mapping.memory(), usize::from(place.page))
             }
@@ -221,7 +267,7 @@ impl Transfer {
     /// Copies the beginning of a standing page; false when it does not stand.
     #[must_use]
     pub fn copy_standing(&self, gref: u32, to: &mut [u8]) -> bool {
-        let Some(place) = self.standing.get(&gref) else { return false };
+        let Some(place) = self.standing.get(gref) else { return false };
         let memory = self.standing_mappings[usize::from(place.mapping)].memory();
         memory.copy_out(usize::from(place.page) * PAGE_BYTES, to);
         true
