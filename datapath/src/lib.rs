@@ -11,6 +11,7 @@ pub mod device;
 pub mod engine;
 pub mod image;
 pub mod inherit;
+pub mod nbd;
 pub mod ring;
 pub mod worker;
 pub mod xen;

@@ -13,7 +13,8 @@ use zerotap_datapath::worker::{Given, Worker};
 use zerotap_datapath::xen::Host;
 
 const USAGE: &str = "zerotap-datapath is started by zerotap, with descriptors it inherits:
-  zerotap-datapath --id ID --host xen|sim [--read-only] --listener-fd N --image-fd N --gntdev-fd N";
+  zerotap-datapath --id ID --host xen|sim [--read-only] --listener-fd N --image-fd N --gntdev-fd N \
+  [--nbd-fd N --nbd-name NAME]";
 
 /// The command line, as the daemon writes it.
 #[derive(Default)]
@@ -24,6 +25,8 @@ struct Arguments {
     listener: Option<OwnedFd>,
     image: Option<OwnedFd>,
     gntdev: Option<OwnedFd>,
+    nbd: Option<OwnedFd>,
+    nbd_name: String,
 }
 
 fn main() -> ExitCode {
@@ -56,6 +59,7 @@ fn serve(arguments: Arguments) -> Result<(), String> {
             .map_err(|error| error.to_string())?,
         listener: arguments.listener.ok_or_else(|| missing("--listener-fd"))?,
         gntdev: arguments.gntdev.ok_or_else(|| missing("--gntdev-fd"))?,
+        nbd: arguments.nbd.map(|listener| (listener, arguments.nbd_name)),
     };
     let image = given.image.info();
     let worker =
@@ -80,6 +84,8 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
             "--listener-fd" => arguments.listener = Some(descriptor(&word, &value)?),
             "--image-fd" => arguments.image = Some(descriptor(&word, &value)?),
             "--gntdev-fd" => arguments.gntdev = Some(descriptor(&word, &value)?),
+            "--nbd-fd" => arguments.nbd = Some(descriptor(&word, &value)?),
+            "--nbd-name" => arguments.nbd_name = value,
             _ => return Err(format!("unknown argument {word}")),
         }
     }

@@ -7,6 +7,8 @@ use crate::control::{CONNECTIONS_MAX, Connection, HangUp};
 use crate::device::{Device, Swept};
 use crate::engine::{Completion, Engine, Tag};
 use crate::image::Image;
+use crate::nbd::export::Export;
+use crate::nbd::server::Server;
 use crate::ring::request::INDIRECT_SEGMENTS_MAX;
 use crate::xen::Host;
 use rustix::fs::FlockOperation;
@@ -37,6 +39,8 @@ pub struct Given {
     pub listener: OwnedFd,
     /// The grant device.
     pub gntdev: OwnedFd,
+    /// The NBD socket, listening, and the export's name.
+    pub nbd: Option<(OwnedFd, String)>,
 }
 
 /// Somebody who waits for a device to drain.
@@ -53,6 +57,7 @@ pub struct Worker {
     read_only: bool,
     engine: Engine,
     devices: [Option<Device>; VBDS_MAX],
+    nbd: Option<Server>,
     /// Devices that a completion touched in this round.
     touched: [bool; VBDS_MAX],
     /// Devices whose rings were empty, and whose guests were not asked for events yet.
@@ -75,11 +80,16 @@ impl Worker {
     pub fn new(given: Given) -> std::io::Result<Self> {
         let mut engine = Engine::new(given.image.file())?;
         engine.wait_readable(given.listener.as_fd(), LISTENER);
+        let nbd = given.nbd.map(|(listener, name)| {
+            let export = Export::new(name, &given.image, given.read_only)?;
+            Server::new(listener, export, &mut engine)
+        });
         Ok(Worker {
             host: given.host,
             read_only: given.read_only,
             engine,
             devices: std::array::from_fn(|_| None),
+            nbd: nbd.transpose()?,
             touched: [false; VBDS_MAX],
             lingering: [false; VBDS_MAX],
             waiters: Vec::new(),
@@ -109,6 +119,9 @@ impl Worker {
                 self.dispatch(completion);
             }
             self.serve_touched();
+            if let Some(nbd) = &mut self.nbd {
+                nbd.serve(&mut self.engine);
+            }
         }
         self.end()
     }
@@ -158,6 +171,11 @@ impl Worker {
             }
             LISTENER => self.accept(),
             Tag::Control { connection } => self.hear(connection),
+            Tag::Nbd { client, lane } => {
+                if let Some(nbd) = &mut self.nbd {
+                    nbd.on_completion(client, lane, result, &mut self.engine);
+                }
+            }
             Tag::Cancelled { .. } | Tag::None => {}
         }
     }
@@ -250,9 +268,13 @@ impl Worker {
                 Some(answer) => answer,
                 None => return,
             },
-            Ask::Stat => Answer::Stat { vbds: self.counters() },
+            Ask::Stat => Answer::Stat {
+                vbds: self.counters(),
+                nbd: self.nbd.as_ref().map(Server::counters).unwrap_or_default(),
+            },
             Ask::Shutdown => {
                 self.shutdown = Some(waiter);
+                self.nbd.iter_mut().for_each(Server::drain);
                 for number in 0..VBDS_MAX {
                     self.drain(number);
                 }
@@ -346,7 +368,9 @@ impl Worker {
     }
 
     fn finished(&self) -> bool {
-        self.shutdown.is_some() && self.devices.iter().all(Option::is_none)
+        self.shutdown.is_some()
+            && self.devices.iter().all(Option::is_none)
+            && self.nbd.as_ref().is_none_or(Server::drained)
     }
 
     /// Nothing is in flight: make all durable, then say so.

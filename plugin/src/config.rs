@@ -143,6 +143,12 @@ impl Config {
     pub fn worker_dir(&self) -> PathBuf {
         self.run_dir.join("worker")
     }
+
+    /// Where the workers listen for NBD clients.
+    #[must_use]
+    pub fn nbd_dir(&self) -> PathBuf {
+        self.run_dir.join("nbd")
+    }
 }
 
 fn read(path: &Path) -> Result<File> {

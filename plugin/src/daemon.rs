@@ -60,6 +60,7 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
     let launcher = Launcher {
         program: config.worker_program.clone(),
         dir: config.worker_dir(),
+        nbd_dir: config.nbd_dir(),
         host: config.host.clone(),
     };
     let registry = Registry::new(
@@ -142,9 +143,14 @@ fn log_to_stderr(config: &Config) -> Result<()> {
 }
 
 fn make_directories(config: &Config) -> Result<()> {
-    let longest = config.worker_dir().join("0123456789ab.sock");
+    let longest = config.nbd_dir().join("0123456789abcdef0123456789abcdef");
+    let run_dir = config.run_dir.display();
     if longest.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
-        bail!("--run-dir {} is too long for a socket's path", config.run_dir.display());
+        bail!("--run-dir {run_dir} is too long for a socket's path");
+    }
+    // In `nbd:unix:<socket>:exportname=<name>` a colon ends the socket's path.
+    if run_dir.to_string().contains(':') {
+        bail!("--run-dir {run_dir} has a colon in it, which no NBD URI can name");
     }
     let make = |path: &Path, mode: u32| {
         let made = DirBuilder::new().recursive(true).mode(mode).create(path);
@@ -152,6 +158,7 @@ fn make_directories(config: &Config) -> Result<()> {
     };
     make(&config.run_dir, 0o755)?;
     make(&config.worker_dir(), 0o700)?;
+    make(&config.nbd_dir(), 0o700)?;
     match config.state.parent() {
         Some(parent) => make(parent, 0o700),
         None => Ok(()),

@@ -1,7 +1,7 @@
 //! What operators ask beside SMAPIv2: VBDs, workers, the host.
 
 use crate::smapi2::{Mode, params};
-use crate::worker::{Counters, ImageInfo, RingParameters};
+use crate::worker::{Counters, ImageInfo, NbdCounters, RingParameters};
 use crate::{Histogram, smapi2::Pairs};
 use serde::{Deserialize, Serialize};
 
@@ -85,6 +85,9 @@ pub struct Worker {
     pub rss_kib: u64,
     /// Its VBDs as `domid/devid`.
     pub vbds: Vec<String>,
+    /// Its NBD server's counters; absent when it does not answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nbd: Option<NbdCounters>,
 }
 
 /// Something that is not as it should be.
@@ -125,6 +128,9 @@ pub struct HostStatus {
     pub workers: u32,
     /// VBDs connected.
     pub vbds: u32,
+    /// NBD clients connected.
+    #[serde(default)]
+    pub nbd_clients: u32,
     /// What is degraded and what to do; empty when all is well.
     pub trouble: Vec<Trouble>,
 }

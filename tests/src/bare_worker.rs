@@ -266,7 +266,7 @@ impl Control {
     /// When the worker knows no such VBD.
     pub fn counters(&mut self, vbd: VbdId) -> anyhow::Result<VbdCounters> {
         match self.ask(Ask::Stat)? {
-            Answer::Stat { vbds } => {
+            Answer::Stat { vbds, .. } => {
                 vbds.into_iter().find(|it| it.vbd == vbd).context("the worker knows no such VBD")
             }
             other => bail!("{other:?} instead of counters"),

@@ -10,12 +10,14 @@ const PERMISSIVE: &str = "MIT OR Apache-2.0";
 const COPYLEFT: &str = "GPL-3.0-only";
 
 /// Where `unsafe` may stand: what touches guests' memory, the kernel's devices and its I/O ring.
-const UNSAFE_ROOMS: [&str; 5] = [
+const UNSAFE_ROOMS: [&str; 6] = [
     "datapath/src/xen/",
     "datapath/src/ring/shared.rs",
     "datapath/src/engine/",
     // A device lends its buffers to the kernel until the completion.
     "datapath/src/device/",
+    // So does an NBD client's connection.
+    "datapath/src/nbd/lend.rs",
     // The descriptors that the daemon left open.
     "datapath/src/inherit.rs",
 ];

@@ -43,6 +43,11 @@ pub(crate) const QEMU_UTILS: Package = Package {
     program: "qemu-img",
     why: "QEMU reads in tests what guests wrote: a peer that we did not write",
 };
+pub(crate) const LIBNBD: Package = Package {
+    name: "libnbd-bin",
+    program: "nbdcopy",
+    why: "nbdinfo and nbdcopy judge the NBD server in tests: peers that we did not write",
+};
 pub(crate) const CC: Package = Package {
     name: "gcc",
     program: "cc",
@@ -59,6 +64,9 @@ pub(crate) const FOR_XEN: &[Package] = &[QEMU, SEABIOS, FIO, E2FSPROGS];
 
 /// What the benchmark beside the simulated host takes.
 pub(crate) const FOR_BENCH: &[Package] = &[FIO];
+
+/// What the benchmark of the NBD server takes.
+pub(crate) const FOR_NBD_BENCH: &[Package] = &[FIO, QEMU_UTILS, LIBNBD];
 
 /// Sees to it that every program is there.
 pub(crate) fn ensure(wanted: &[Package]) -> Result<()> {

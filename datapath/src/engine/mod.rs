@@ -3,8 +3,10 @@
 //! One ring, one thread, one place to wait: completions, event channels and the control socket all
 //! arrive as completions. Errors of an operation are its completion's business, never the engine's.
 
+mod stream;
 mod uring;
 
+pub use stream::{Allocation, Message};
 pub use uring::{Completion, Engine, IoVector, WANTED_KERNEL};
 
 /// What a completion belongs to; travels through the kernel as 64 bits.
@@ -34,6 +36,13 @@ pub enum Tag {
         /// Which connection.
         connection: u16,
     },
+    /// An NBD client, or with `u16::MAX` the listener: one of its requests, or its socket.
+    Nbd {
+        /// Which client.
+        client: u16,
+        /// Which request, or which direction of the socket.
+        lane: u16,
+    },
 }
 
 impl Tag {
@@ -44,6 +53,7 @@ impl Tag {
             Tag::Event { device } => (2, device, 0),
             Tag::Cancelled { device } => (3, device, 0),
             Tag::Control { connection } => (4, connection, 0),
+            Tag::Nbd { client, lane } => (5, client, lane),
         };
         kind << 32 | u64::from(high) << 16 | u64::from(low)
     }
@@ -56,6 +66,7 @@ impl Tag {
             2 => Tag::Event { device: high },
             3 => Tag::Cancelled { device: high },
             4 => Tag::Control { connection: high },
+            5 => Tag::Nbd { client: high, lane: low },
             _ => Tag::None,
         }
     }
@@ -73,6 +84,7 @@ mod tests {
             Tag::Event { device: u16::MAX },
             Tag::Cancelled { device: 1 },
             Tag::Control { connection: u16::MAX },
+            Tag::Nbd { client: 15, lane: u16::MAX },
         ] {
             assert_eq!(Tag::decode(tag.encode()), tag);
         }

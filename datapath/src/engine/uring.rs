@@ -15,7 +15,7 @@ pub const WANTED_KERNEL: &str = "Linux 5.11 or later with io_uring enabled \
 /// Submission entries; more operations wait in the kernel's completion queue, never get lost.
 const ENTRIES: u32 = 256;
 const COMPLETION_ENTRIES: u32 = 4096;
-const IMAGE: types::Fixed = types::Fixed(0);
+pub(super) const IMAGE: types::Fixed = types::Fixed(0);
 
 /// A completed operation: its tag, and bytes done or a negative error number.
 #[derive(Debug, Clone, Copy)]
@@ -193,7 +193,7 @@ impl Engine {
 
     /// # Safety
     /// What the entry points to stays valid until its completion was taken.
-    unsafe fn push(&mut self, entry: &squeue::Entry) {
+    pub(super) unsafe fn push(&mut self, entry: &squeue::Entry) {
         loop {
             // SAFETY: the caller's promise.
             if unsafe { self.ring.submission().push(entry) }.is_ok() {
@@ -205,7 +205,7 @@ impl Engine {
     }
 }
 
-fn raw(vectors: &[IoVector]) -> (*const IoVector, u32) {
+pub(super) fn raw(vectors: &[IoVector]) -> (*const IoVector, u32) {
     let count = u32::try_from(vectors.len()).expect("a request has at most 256 vectors");
     (vectors.as_ptr(), count)
 }

@@ -136,6 +136,13 @@ impl SharedMapping {
         // SAFETY: in bounds (above), and `from` is private memory that cannot overlap a mapping.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len()) };
     }
+
+    /// Copies bytes from one place of the mapping to another.
+    pub fn copy_within(&self, from: usize, to: usize, bytes: usize) {
+        let (from, to) = (self.address(from, bytes), self.address(to, bytes));
+        // SAFETY: both in bounds (above); `copy` may overlap.
+        unsafe { std::ptr::copy(from, to, bytes) };
+    }
 }
 
 impl Drop for SharedMapping {

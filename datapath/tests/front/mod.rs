@@ -157,7 +157,9 @@ impl Front {
     }
 
     fn stat(&mut self) -> (Counters, bool) {
-        let Answer::Stat { vbds } = self.control.ask(Ask::Stat, None) else { panic!("no stat") };
+        let Answer::Stat { vbds, .. } = self.control.ask(Ask::Stat, None) else {
+            panic!("no stat")
+        };
         let own = vbds.into_iter().find(|vbd| vbd.vbd == self.vbd()).expect("own counters");
         (own.counters, own.broken)
     }

@@ -52,7 +52,8 @@ impl Rig {
             if let Some(bytes) = memory_align {
                 image = image.assume_memory_align(bytes);
             }
-            let given = Given { host: Host::Sim, read_only: false, image, listener, gntdev };
+            let given =
+                Given { host: Host::Sim, read_only: false, image, listener, gntdev, nbd: None };
             Worker::new(given).unwrap().run().unwrap();
         });
         Rig { directory, worker: Some(worker) }

@@ -35,6 +35,7 @@ fn render(status: &HostStatus, now: Timestamp) -> String {
         ("VDIs in use", status.vdis.to_string()),
         ("Workers", status.workers.to_string()),
         ("VBDs connected", status.vbds.to_string()),
+        ("NBD clients", status.nbd_clients.to_string()),
         ("Trouble", trouble),
     ]);
     for trouble in &status.trouble {
@@ -62,6 +63,7 @@ mod tests {
             vdis: 0,
             workers: 0,
             vbds: 0,
+            nbd_clients: 0,
             trouble: vec![],
         }
     }

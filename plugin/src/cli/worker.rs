@@ -32,11 +32,12 @@ fn render(workers: &[Worker], now: Timestamp) -> String {
             size::human(worker.rss_kib << 10),
             worker.version.clone(),
             worker.vbds.join(" "),
+            worker.nbd.as_ref().map_or(0, |nbd| nbd.clients).to_string(),
             worker.vdi.clone(),
         ]
     };
     let rows: Vec<_> = workers.iter().map(row).collect();
-    let header = ["WORKER", "PID", "STATE", "AGE", "MEMORY", "VERSION", "VBDS", "VDI"];
+    let header = ["WORKER", "PID", "STATE", "AGE", "MEMORY", "VERSION", "VBDS", "NBD", "VDI"];
     table::columns(&header, &[1, 4], &rows)
 }
 
@@ -56,9 +57,10 @@ mod tests {
             since: "2026-01-01T00:00:00Z".into(),
             rss_kib: 4096,
             vbds: vec!["5/51712".into()],
+            nbd: None,
         };
         let text = render(&[worker], "2026-01-01T00:00:05Z".parse().expect("a time"));
-        let line = "w1       42  serving  5s    4 MiB  0.1.0    5/51712  v";
+        let line = "w1       42  serving  5s    4 MiB  0.1.0    5/51712  0    v";
         assert!(text.ends_with(&format!("{line}\n")), "{text}");
     }
 }

@@ -33,6 +33,10 @@ async fn tell(entry: Entry) -> Worker {
         Entry::Known(worker) if worker.end().is_none() => worker.connected().await,
         _ => Ok(vec![]),
     };
+    let nbd = match &entry {
+        Entry::Known(worker) if worker.end().is_none() => worker.nbd().await.ok(),
+        _ => None,
+    };
     let state = if entry.trouble().is_none() { "serving" } else { "dead" };
     Worker {
         rss_kib: rss_kib(row.pid),
@@ -44,11 +48,15 @@ async fn tell(entry: Entry) -> Worker {
         version: row.version,
         since: row.since,
         vbds: vbds.unwrap_or_default().iter().map(|ring| ring.vbd.to_string()).collect(),
+        nbd,
     }
 }
 
 async fn status(core: &Core) -> Result<HostStatus, StorageError> {
     let datapaths = core.registry.all_datapaths().await?;
+    let workers = core.registry.workers();
+    let nbd = join_all(workers.iter().map(|worker| worker.nbd())).await;
+    let nbd_clients = nbd.into_iter().flatten().map(|counters| counters.clients).sum();
     let mut vdis: Vec<_> = datapaths.into_iter().map(|(vdi, _)| vdi).collect();
     vdis.dedup();
     let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
@@ -62,8 +70,9 @@ async fn status(core: &Core) -> Result<HostStatus, StorageError> {
         engine: engine(),
         srs: count(core.srs.list().len()),
         vdis: count(vdis.len()),
-        workers: count(core.registry.workers().len()),
+        workers: count(workers.len()),
         vbds: count(core.vbds.connected().len()),
+        nbd_clients,
         trouble: diagnostics::trouble(core).await?,
     })
 }

@@ -33,7 +33,8 @@ async fn core(dir: &Path) -> Arc<Core> {
     let srs = Arc::new(Srs::restore(state.clone(), false).await.expect("readable"));
     let (news, _) = mpsc::channel(1);
     let host = Host::Sim { dir: dir.into() };
-    let launcher = Launcher { program: dir.join("worker"), dir: dir.into(), host };
+    let launcher =
+        Launcher { program: dir.join("worker"), dir: dir.into(), nbd_dir: dir.into(), host };
     let workers = Workers::new(news);
     let registry = Registry::new(state, Arc::clone(&srs), workers, launcher, "qdisk".into());
     let text = |text: &str| text.to_string();

@@ -7,11 +7,12 @@
 use crate::sr::record::Record;
 use crate::vdi::VdiId;
 use crate::vdi::registry::Registry;
+use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument;
 use zerotap_rpc_schema::StorageError;
-use zerotap_rpc_schema::smapi2::{Backend, Implementation, Mode, Pairs, VdiInfo, XenDisk};
+use zerotap_rpc_schema::smapi2::{Backend, Implementation, Mode, Nbd, Pairs, VdiInfo, XenDisk};
 
 /// Where an answer goes. Its reader may have gone: the client hung up.
 pub type Reply<T> = oneshot::Sender<Result<T, StorageError>>;
@@ -106,7 +107,7 @@ fn answer<T>(reply: Reply<T>, result: Result<T, StorageError>) {
 
 /// How to use an attached VDI: final from the attach on, whether a worker runs yet or not.
 #[must_use]
-pub fn backend(id: &VdiId, kind: &str) -> Backend {
+pub fn backend(id: &VdiId, kind: &str, nbd_socket: &Path) -> Backend {
     let extra = [("vdi-uuid", id.vdi.as_str()), ("storage-type", "zerotap")];
     let extra = extra.map(|(key, value)| (key.to_string(), value.to_string()));
     let disk = XenDisk {
@@ -114,5 +115,7 @@ pub fn backend(id: &VdiId, kind: &str) -> Backend {
         extra: Pairs::from(extra),
         backend_type: kind.to_string(),
     };
-    Backend { implementations: vec![Implementation::XenDisk(disk)] }
+    let uri = format!("nbd:unix:{}:exportname={}", nbd_socket.display(), id.vdi);
+    let nbd = Nbd { uri };
+    Backend { implementations: vec![Implementation::XenDisk(disk), Implementation::Nbd(nbd)] }
 }

@@ -4,7 +4,7 @@
 
 use crate::sr::attached::internal;
 use crate::state::{Datapath, now};
-use crate::vdi::actor::{Vdi, backend};
+use crate::vdi::actor::Vdi;
 use crate::vdi::automaton::{self, Move, superstate};
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::error::number;
@@ -70,7 +70,7 @@ impl Vdi<'_> {
             uses.this.domain = domain;
             self.change(&uses.this, to).await?;
         }
-        Ok(backend(self.id, &self.registry.backend_kind))
+        Ok(self.registry.backend(self.id))
     }
 
     pub(super) async fn activate(&self, dp: &str, read_only: bool) -> Result<(), StorageError> {

@@ -173,6 +173,7 @@ async fn act(
 
 async fn forget(registry: &Registry, row: &WorkerRow) -> Result<(), StorageError> {
     tracing::info!(vdi = %row.vdi, worker = row.id, "worker forgotten: nobody has its VDI active");
+    spawn::remove_socket(&registry.launcher.nbd_socket(&row.vdi));
     let forgotten = registry.state.settle_without_worker(None, &row.vdi, Some(&row.id), None);
     forgotten.await.map_err(internal)
 }

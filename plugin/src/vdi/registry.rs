@@ -112,6 +112,11 @@ impl Registry {
         })
     }
 
+    /// What an attach answers.
+    pub(super) fn backend(&self, vdi: &VdiId) -> Backend {
+        actor::backend(vdi, &self.backend_kind, &self.launcher.nbd_socket(vdi))
+    }
+
     /// DP.attach_info.
     ///
     /// # Errors
@@ -119,7 +124,7 @@ impl Registry {
     pub async fn attach_info(&self, vdi: &VdiId, dp: &str) -> Result<Backend, StorageError> {
         let datapaths = self.state.datapaths(vdi).await.map_err(internal)?;
         if datapaths.iter().any(|held| held.dp == dp) {
-            return Ok(actor::backend(vdi, &self.backend_kind));
+            return Ok(self.backend(vdi));
         }
         Err(StorageError::DoesNotExist(("datapath".into(), dp.into())))
     }

@@ -126,6 +126,7 @@ impl Vdi<'_> {
                 false
             }
         };
+        spawn::remove_socket(&self.registry.launcher.nbd_socket(self.id));
         if !polite {
             self.await_fence().await?;
         }

@@ -33,6 +33,7 @@ async fn start(dir: &Path) -> Arc<Registry> {
     let launcher = Launcher {
         program: dir.join("worker"),
         dir: dir.join("run"),
+        nbd_dir: dir.join("run"),
         host: Host::Sim { dir: dir.into() },
     };
     let workers = Workers::new(news);

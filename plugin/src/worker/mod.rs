@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
 use zerotap_rpc_schema::worker::{
-    Answer, Ask, Connected, ImageInfo, RingParameters, VbdCounters, VbdId,
+    Answer, Ask, Connected, ImageInfo, NbdCounters, RingParameters, VbdCounters, VbdId,
 };
 
 /// How long a worker may take to end once it has said that it will.
@@ -198,7 +198,18 @@ impl WorkerHandle {
     /// [`WorkerError`].
     pub async fn stat(&self) -> Result<Vec<VbdCounters>, WorkerError> {
         match self.0.client.call("stat", Ask::Stat, None, STAT_DEADLINE).await? {
-            Answer::Stat { vbds } => Ok(vbds),
+            Answer::Stat { vbds, .. } => Ok(vbds),
+            _ => Err(WorkerError::Confused { what: "stat" }),
+        }
+    }
+
+    /// The counters of its NBD server.
+    ///
+    /// # Errors
+    /// [`WorkerError`].
+    pub async fn nbd(&self) -> Result<NbdCounters, WorkerError> {
+        match self.0.client.call("stat", Ask::Stat, None, STAT_DEADLINE).await? {
+            Answer::Stat { nbd, .. } => Ok(nbd),
             _ => Err(WorkerError::Confused { what: "stat" }),
         }
     }

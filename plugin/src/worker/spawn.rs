@@ -23,6 +23,7 @@ use std::process::{Command, Stdio};
 const LISTENER_FD: i32 = 3;
 const IMAGE_FD: i32 = 4;
 const GRANTS_FD: i32 = 5;
+const NBD_FD: i32 = 6;
 
 /// What all workers of this daemon have in common.
 #[derive(Debug, Clone)]
@@ -31,6 +32,8 @@ pub struct Launcher {
     pub program: PathBuf,
     /// The directory of the workers' sockets.
     pub dir: PathBuf,
+    /// The directory of the NBD sockets.
+    pub nbd_dir: PathBuf,
     /// What they map grants from.
     pub host: Host,
 }
@@ -49,6 +52,14 @@ impl Launcher {
         self.dir.join(format!("{id}.sock"))
     }
 
+    /// The NBD socket of a VDI: always the same, whether a worker listens on it or not, and short
+    /// enough for a socket's path. Attach answers name it before there is a worker.
+    #[must_use]
+    pub fn nbd_socket(&self, vdi: &VdiId) -> PathBuf {
+        let name = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_URL, vdi.to_params().as_bytes());
+        self.nbd_dir.join(name.simple().to_string())
+    }
+
     /// Starts a worker on a fenced image and waits until it serves. `image` is only the worker's
     /// afterwards: its fence lasts as long as the worker does.
     ///
@@ -65,6 +76,7 @@ impl Launcher {
         let started = self.start_at(&socket, id, vdi, image, read_only).await;
         if started.is_err() {
             remove_socket(&socket);
+            remove_socket(&self.nbd_socket(vdi));
         }
         started
     }
@@ -79,8 +91,12 @@ impl Launcher {
     ) -> Result<WorkerHandle, String> {
         let grants = self.host.open_grants()?;
         let listener = listen(socket).map_err(|e| format!("{}: {e}", socket.display()))?;
+        let nbd = self.nbd_socket(vdi);
+        // Left by a worker that was killed. Whoever has the image's fence has the socket too.
+        remove_socket(&nbd);
+        let nbd = listen(&nbd).map_err(|e| format!("{}: {e}", nbd.display()))?;
         let pid = self
-            .run(id, read_only, [listener, image, grants])
+            .run(id, vdi, read_only, [listener, image, grants, nbd])
             .map_err(|error| format!("cannot start {}: {error}", self.program.display()))?;
         let process = Process::open(pid).map_err(|error| format!("pid {pid}: {error}"))?;
         let greeting = async {
@@ -111,12 +127,16 @@ impl Launcher {
         Ok(WorkerHandle::new(row, hello, client, process, self.host.clone()))
     }
 
-    fn run(&self, id: &str, read_only: bool, fds: [OwnedFd; 3]) -> io::Result<u32> {
+    fn run(&self, id: &str, vdi: &VdiId, read_only: bool, fds: [OwnedFd; 4]) -> io::Result<u32> {
         let mut command = Command::new(&self.program);
-        command.args(["--id", id, "--host", &self.host.to_string()]);
+        command.args(["--id", id, "--host", &self.host.to_string(), "--nbd-name", &vdi.vdi]);
         let mut mappings = Vec::new();
-        let places =
-            [("--listener-fd", LISTENER_FD), ("--image-fd", IMAGE_FD), ("--gntdev-fd", GRANTS_FD)];
+        let places = [
+            ("--listener-fd", LISTENER_FD),
+            ("--image-fd", IMAGE_FD),
+            ("--gntdev-fd", GRANTS_FD),
+            ("--nbd-fd", NBD_FD),
+        ];
         for (parent_fd, (option, child_fd)) in fds.into_iter().zip(places) {
             command.args([option, &child_fd.to_string()]);
             mappings.push(FdMapping { parent_fd, child_fd });

@@ -4,6 +4,7 @@
 pub mod disk;
 pub mod http;
 pub mod loop_device;
+pub mod nbd;
 mod processes;
 pub mod rpc;
 

@@ -31,6 +31,7 @@ const fn target(
 
 const FIO: &str = "fio io_uring";
 const BLKBACK: &str = "blkback";
+const QEMU_NBD: &str = "qemu-nbd";
 /// The peer of a figure that has none: a limit of its own.
 const LIMIT: &str = "limit";
 
@@ -51,6 +52,9 @@ pub(crate) const XEN_CPU_QD32: Target =
     target("xen randread 4k QD32 dom0 CPU", "us/IO", BLKBACK, Bound::AtMost(2.0));
 pub(crate) const XEN_CPU_QD1: Target =
     target("xen randread 4k QD1 dom0 CPU", "us/IO", BLKBACK, Bound::AtMost(3.0));
+pub(crate) const NBD_4K: Target = target("nbd read 4k QD32", "IOPS", QEMU_NBD, Bound::AtLeast(2.0));
+pub(crate) const NBD_COPY: Target =
+    target("nbdcopy of the whole disk", "MiB/s", QEMU_NBD, Bound::AtLeast(1.0));
 pub(crate) const ATTACH: Target =
     target("attach3 + activate3 to a ready worker", "ms", LIMIT, Bound::AtMost(1.0));
 pub(crate) const ATTACH_LIMIT_MS: f64 = 25.0;

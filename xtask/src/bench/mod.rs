@@ -3,6 +3,7 @@
 
 mod figure;
 mod fio;
+mod nbd;
 mod sim;
 mod xen;
 
@@ -23,6 +24,8 @@ const PAIRS: usize = 5;
 pub(crate) enum Part {
     /// The simulated host, beside fio on the same file.
     Sim,
+    /// The NBD server, beside qemu-nbd on the same file.
+    Nbd,
     /// Real Xen, beside blkback on the same RAM disk.
     Xen,
 }
@@ -44,6 +47,9 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     let mut figures: Vec<Figure> = Vec::new();
     if wanted(Part::Sim) {
         figures.extend(sim::measure()?);
+    }
+    if wanted(Part::Nbd) {
+        figures.extend(nbd::measure()?);
     }
     if wanted(Part::Xen) {
         figures.extend(xen::measure()?);

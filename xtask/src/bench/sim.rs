@@ -17,7 +17,7 @@ use crate::rpc::Client;
 use crate::sim_host::SimHost;
 use crate::{packages, process};
 
-const DISK_MIB: u64 = 1024;
+pub(super) const DISK_MIB: u64 = 1024;
 /// Seconds of each run.
 const RUN_SECONDS: u32 = 4;
 /// Attachments whose median counts.
@@ -33,18 +33,19 @@ pub(crate) fn measure() -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-struct Bench<'a> {
+/// A disk on the simulated host.
+pub(super) struct Bench<'a> {
     host: &'a SimHost,
-    client: Client,
+    pub(super) client: Client,
     sr: String,
     vdi: String,
-    image: PathBuf,
+    pub(super) image: PathBuf,
     next_domid: u16,
 }
 
 impl<'a> Bench<'a> {
     /// A disk whose every block was written: reads of holes would never reach the device.
-    fn new(host: &'a SimHost) -> Result<Self> {
+    pub(super) fn new(host: &'a SimHost) -> Result<Self> {
         let mut client = Client::connect(&host.socket())?;
         let sr = "5ca1ab1e-0000-4000-8000-00000000be9c".to_owned();
         let path = host.storage();
@@ -66,11 +67,11 @@ impl<'a> Bench<'a> {
         Ok(Bench { host, client, sr, vdi, image, next_domid: 1 })
     }
 
-    fn use_of_vdi(&self) -> Value {
+    pub(super) fn use_of_vdi(&self) -> Value {
         json!({ "dp": DP, "sr": self.sr, "vdi": self.vdi, "vm": "0" })
     }
 
-    fn attach_and_activate(&mut self) -> Result<()> {
+    pub(super) fn attach_and_activate(&mut self) -> Result<()> {
         let mut params = self.use_of_vdi();
         params["read_write"] = json!(true);
         self.client.call("VDI.attach3", &params)?;
@@ -78,7 +79,7 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    fn release(&mut self) -> Result<()> {
+    pub(super) fn release(&mut self) -> Result<()> {
         self.client.call("VDI.deactivate", &self.use_of_vdi())?;
         self.client.call("VDI.detach", &self.use_of_vdi())?;
         Ok(())

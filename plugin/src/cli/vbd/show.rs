@@ -278,6 +278,7 @@ mod tests {
             since: "2026-01-01T00:00:04Z".into(),
             rss_kib: 0,
             vbds: vec![],
+            nbd: None,
         };
         let start = start_of(std::slice::from_ref(&worker), &stat(), now()).expect("a worker");
         assert!((start.seconds - 6.0).abs() < f64::EPSILON);
