@@ -5,7 +5,7 @@
 //! Source: xen-api `ocaml/xapi-idl/storage/storage_interface.ml` (`Errors.error`) and
 //! `ocaml/xapi/storage_utils.ml` (`transform_storage_exn`).
 
-use crate::smapi2::VdiState;
+use crate::smapi2::{Health, VdiState};
 use crate::variant::variants;
 
 /// SMAPIv1's numbers, which XAPI's clients know (sm `drivers/XE_SR_ERRORCODES.xml`).
@@ -38,6 +38,8 @@ variants! {
     pub enum StorageError {
         /// Code (`SR_BACKEND_FAILURE_<n>`) and parameters (`["", text, ""]`).
         Backend(payload: (String, Vec<String>)) = "Backend_error",
+        /// The same, with a backtrace in JSON as the first parameter; read, never written.
+        BackendWithBacktrace(payload: (String, Vec<String>)) = "Backend_error_with_backtrace",
         /// The SR of this uuid is not attached on this host.
         SrNotAttached(payload: String) = "Sr_not_attached",
         /// No VDI of this key.
@@ -50,10 +52,36 @@ variants! {
         SrAttached(payload: String) = "Sr_attached",
         /// This method is not implemented.
         Unimplemented(payload: String) = "Unimplemented",
+        /// The SR of this uuid is in this state.
+        SrUnhealthy(payload: (String, Health)) = "Sr_unhealthy",
         /// The VDI is active on the host of this uuid.
         ActivatedOnAnotherHost(payload: String) = "Activated_on_another_host",
+        /// The call was given up on its caller's wish.
+        Cancelled(payload: String) = "Cancelled",
+        /// Ask the host of this address instead: none or one, upstream's option.
+        Redirect(payload: Vec<String>) = "Redirect",
+        /// This key is there already.
+        DuplicatedKey(payload: String) = "Duplicated_key",
+        /// XAPI's own: no plugin has this SR attached.
+        NoStoragePlugin(payload: String) = "No_storage_plugin_for_sr",
+        /// XAPI's own: two VDIs that should be equal have these content ids.
+        ContentIdsDiffer(payload: (String, String)) = "Content_ids_do_not_match",
+        /// device-config lacks this key.
+        MissingConfiguration(payload: String) = "Missing_configuration_parameter",
+        /// XAPI's own: a storage migration could not begin.
+        MigrationPreparation(payload: String) = "Migration_preparation_failure",
+        /// XAPI's own: a storage migration lost its descriptor.
+        MigrationDescriptor(payload: String) = "Migration_mirror_fd_failure",
+        /// XAPI's own: a storage migration's snapshot failed.
+        MigrationSnapshot(payload: String) = "Migration_mirror_snapshot_failure",
+        /// XAPI's own: a storage migration's copy failed.
+        MigrationCopy(payload: String) = "Migration_mirror_copy_failure",
+        /// XAPI's own: a storage migration failed.
+        MigrationMirror(payload: String) = "Migration_mirror_failure",
         /// A fault of zerotap itself.
         Internal(payload: String) = "Internal_error",
+        /// Whatever upstream's reader does not know.
+        Unknown = "Unknown_error",
     }
 }
 
@@ -80,7 +108,8 @@ impl StorageError {
 impl std::fmt::Display for StorageError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            StorageError::Backend((code, params)) => {
+            StorageError::Backend((code, params))
+            | StorageError::BackendWithBacktrace((code, params)) => {
                 match params.iter().find(|text| !text.is_empty()) {
                     Some(text) => write!(f, "{text} [{code}]"),
                     None => write!(f, "{code}"),
@@ -102,6 +131,21 @@ impl std::fmt::Display for StorageError {
                 write!(f, "the VDI is active on host {host}: deactivate it there first")
             }
             StorageError::Internal(text) => write!(f, "internal error: {text}"),
+            StorageError::SrUnhealthy((sr, health)) => write!(f, "SR {sr} is {health:?}"),
+            StorageError::Unknown => f.write_str("unknown error"),
+            StorageError::Redirect(hosts) => write!(f, "ask host {} instead", hosts.join("")),
+            StorageError::ContentIdsDiffer((one, other)) => {
+                write!(f, "the content ids {one} and {other} differ")
+            }
+            StorageError::NoStoragePlugin(sr) => write!(f, "no storage plugin serves SR {sr}"),
+            StorageError::DuplicatedKey(key) => write!(f, "{key} is there already"),
+            StorageError::MissingConfiguration(key) => write!(f, "device-config lacks {key}"),
+            StorageError::Cancelled(text)
+            | StorageError::MigrationPreparation(text)
+            | StorageError::MigrationDescriptor(text)
+            | StorageError::MigrationSnapshot(text)
+            | StorageError::MigrationCopy(text)
+            | StorageError::MigrationMirror(text) => f.write_str(text),
         }
     }
 }

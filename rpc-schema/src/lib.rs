@@ -2,6 +2,7 @@
 //!
 //! * [`table`]: the JSON-RPC methods, one row each; server, client and OpenRPC are read off it.
 //! * [`smapi2`], [`admin`]: what they carry. [`error`]: what they answer when they fail.
+//! * [`smapi3`]: SMAPIv3's types and its own table, which the executables follow.
 //! * [`worker`]: the control protocol between the daemon and a datapath worker.
 
 pub mod admin;
@@ -11,6 +12,7 @@ pub mod method;
 #[cfg(feature = "schema")]
 pub mod openrpc;
 pub mod smapi2;
+pub mod smapi3;
 pub mod table;
 mod variant;
 pub mod worker;
@@ -18,3 +20,8 @@ pub mod worker;
 pub use error::StorageError;
 pub use latency::Histogram;
 pub use method::Method;
+
+/// The wire name of every method that the daemon serves.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    table::NAMES.iter().chain(smapi3::table::NAMES).copied()
+}

@@ -26,9 +26,16 @@ pub trait Method {
     type Output: Serialize + DeserializeOwned + Documented + Clone + Send + Sync + 'static;
 }
 
+/// Reads a value of type `T` and writes it again.
+pub(crate) fn rewrite<T: Serialize + DeserializeOwned>(
+    value: &serde_json::Value,
+) -> serde_json::Result<serde_json::Value> {
+    serde_json::to_value(T::deserialize(value)?)
+}
+
 /// One row a method: `/// summary`, then `"wire name" => Type(Params) -> Output;`.
 macro_rules! methods {
-    ($( #[doc = $doc:literal] $name:literal => $type:ident($params:ty) -> $output:ty; )+) => {
+    ($( #[doc = $doc:literal] $name:expr => $type:ident($params:ty) -> $output:ty; )+) => {
         $(
             #[doc = $doc]
             #[derive(Debug)]
@@ -43,6 +50,29 @@ macro_rules! methods {
 
         /// The wire name of every method, in the order of the table.
         pub const NAMES: &[&str] = &[$($name),+];
+
+        /// Reads a method's parameters and writes them again; none for a method of another table.
+        /// What comes back is what a peer would see of them: wire fidelity is judged by it.
+        pub fn rewrite_params(
+            method: &str,
+            params: &serde_json::Value,
+        ) -> Option<serde_json::Result<serde_json::Value>> {
+            $( if method == $name {
+                return Some($crate::method::rewrite::<$params>(params));
+            } )+
+            None
+        }
+
+        /// The same of a method's result.
+        pub fn rewrite_result(
+            method: &str,
+            result: &serde_json::Value,
+        ) -> Option<serde_json::Result<serde_json::Value>> {
+            $( if method == $name {
+                return Some($crate::method::rewrite::<$output>(result));
+            } )+
+            None
+        }
 
         #[cfg(feature = "schema")]
         pub(crate) fn describe(

@@ -2,7 +2,7 @@
 //! `rpc-schema/openrpc.json` is its golden copy: a change of the interface shows in review.
 
 use crate::method::Method;
-use crate::table;
+use crate::{smapi3, table};
 use schemars::{SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Value, json};
 
@@ -12,14 +12,16 @@ pub fn document() -> Value {
     let mut generator = SchemaSettings::draft07()
         .with(|settings| settings.definitions_path = "/components/schemas".into())
         .into_generator();
-    let methods = table::describe(&mut generator);
+    let mut methods = table::describe(&mut generator);
+    methods.extend(smapi3::table::describe(&mut generator));
     json!({
         "openrpc": "1.3.2",
         "info": {
             "title": "zerotap",
             "version": env!("CARGO_PKG_VERSION"),
             "description": "Storage repositories and virtual disks of a Xen host: \
-                SMAPIv2's names and named parameters as JSON-RPC 2.0.",
+                SMAPIv2's names and named parameters as JSON-RPC 2.0, and SMAPIv3's behind the \
+                prefix `SMAPIv3.`.",
         },
         "methods": methods,
         "components": { "schemas": generator.definitions() },

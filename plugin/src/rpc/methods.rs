@@ -1,6 +1,6 @@
 //! How a method of the table becomes a handler: strict parameters in, SMAPIv2's errors out.
 //!
-//! Knows no method by name; `smapi2.rs` and `admin.rs` add theirs. The whole table is served, no
+//! Knows no method by name; `smapi2.rs`, `smapi3.rs` and `admin.rs` add theirs. The whole table is served, no
 //! more and no less: a test says so.
 
 use crate::rpc::Core;
@@ -31,6 +31,7 @@ pub struct Table {
 pub fn all(core: Arc<Core>) -> Methods {
     let mut table = Table { module: RpcModule::from_arc(core) };
     super::smapi2::add_to(&mut table);
+    super::smapi3::add_to(&mut table);
     super::admin::add_to(&mut table);
     table.module.into()
 }
@@ -105,7 +106,9 @@ fn parse<P: DeserializeOwned>(
         }
     };
     let dbg = object.get("dbg").and_then(Value::as_str).unwrap_or_default();
-    let dbg = dbg.chars().take(DBG_CHARS_MAX).collect();
+    // A trace context may follow, after a newline (xen-api `xapi-idl/lib/debug_info.ml`).
+    let task = dbg.lines().next().unwrap_or_default();
+    let dbg = task.chars().take(DBG_CHARS_MAX).collect();
     match serde_json::from_value(Value::Object(object.clone())) {
         Ok(params) => Ok((params, dbg)),
         Err(error) => {
@@ -147,7 +150,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_with_parameters_is_named() {
-        let good = r#"{"dbg":"task","sr":"a","vdi":"b","new_size":4096}"#;
+        let good = r#"{"dbg":"task\n{\"traceparent\":1}","sr":"a","vdi":"b","new_size":4096}"#;
         let (params, dbg) = parse::<VdiResizeParams>("VDI.resize", Some(good)).expect("good");
         assert_eq!((params.new_size, dbg.as_str()), (4096, "task"));
         let unknown = refusal(r#"{"sr":"a","vdi":"b","size":4096}"#);

@@ -10,6 +10,7 @@ pub mod listen;
 pub mod methods;
 pub mod peer;
 mod smapi2;
+mod smapi3;
 
 use crate::sr::Srs;
 use crate::vbd::Vbds;

@@ -47,7 +47,7 @@ fn query(table: &mut Table) {
     });
 }
 
-fn about() -> QueryResult {
+pub(super) fn about() -> QueryResult {
     let path = "Absolute path of a directory, on a file system that can do direct I/O";
     QueryResult {
         driver: "zerotap".into(),
@@ -100,7 +100,7 @@ async fn create_sr(core: Arc<Core>, params: SrCreateParams) -> Result<Pairs, Sto
     Ok(device_config)
 }
 
-async fn edit_sr(core: Arc<Core>, sr: String, edit: SrEdit) -> Result<(), StorageError> {
+pub(super) async fn edit_sr(core: Arc<Core>, sr: String, edit: SrEdit) -> Result<(), StorageError> {
     let lock = core.srs.lock(&sr);
     let _alone = lock.write().await;
     tracing::info!(sr, ?edit, "SR's record changes");
@@ -138,7 +138,7 @@ fn volumes(table: &mut Table) {
     });
 }
 
-async fn edit_vdi(
+pub(super) async fn edit_vdi(
     core: Arc<Core>,
     sr: String,
     vdi: String,

@@ -18,7 +18,6 @@ use std::path::{Path, PathBuf};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
-use zerotap_rpc_schema::table;
 
 const SR: &str = "8a6b0f4e-0d0c-4f0f-9a31-1f6d0b5a2c77";
 
@@ -108,7 +107,7 @@ async fn the_whole_table_is_served_and_nothing_else() {
     let dir = tempfile::tempdir().expect("a directory");
     let methods = methods::all(core(dir.path()).await);
     let mut served: Vec<_> = methods.method_names().collect();
-    let mut listed = table::NAMES.to_vec();
+    let mut listed: Vec<_> = zerotap_rpc_schema::names().collect();
     served.sort_unstable();
     listed.sort_unstable();
     assert_eq!(served, listed);
@@ -135,7 +134,10 @@ async fn http_and_websocket_lead_to_the_same_place() {
     let unknown = served.call("VDI.stat", stat).await;
     assert_eq!(unknown["error"]["data"], json!(["Vdi_does_not_exist", "nobody"]), "{unknown}");
     let document = served.call("rpc.discover", json!({})).await;
-    assert_eq!(document["result"]["methods"].as_array().map(Vec::len), Some(table::NAMES.len()));
+    assert_eq!(
+        document["result"]["methods"].as_array().map(Vec::len),
+        Some(zerotap_rpc_schema::names().count())
+    );
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ pub mod attached;
 pub mod catalog;
 pub mod file;
 pub mod image;
+mod keys;
 pub mod publish;
 pub mod record;
 mod volume;
@@ -119,6 +120,22 @@ pub async fn probe(config: &Pairs) -> Result<Vec<Probe>, StorageError> {
             Ok(vec![Probe { configuration, complete: true, sr, extra_info: Pairs::new() }])
         })
         .await
+}
+
+/// The uuid of the SR that `config` leads to.
+///
+/// # Errors
+/// No absolute `path` in `config`, no SR there; the file system does not answer.
+pub async fn uuid_at(config: &Pairs) -> Result<String, StorageError> {
+    let dir = dir_of(config)?.display().to_string();
+    let found = probe(config).await?.into_iter().find_map(|found| found.sr?.sr_uuid);
+    found.ok_or_else(|| {
+        let text = format!(
+            "cannot attach the SR in {dir}: there is none. Is its file system mounted? SR.create \
+             makes a new one"
+        );
+        StorageError::backend(number::SR_UNAVAILABLE, text)
+    })
 }
 
 fn dir_of(config: &Pairs) -> Result<PathBuf, StorageError> {

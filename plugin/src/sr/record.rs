@@ -89,6 +89,9 @@ pub struct Record {
     /// XenAPI's tags.
     #[serde(default)]
     pub tags: Vec<String>,
+    /// SMAPIv3's keys that mean nothing to us (`keys.rs`).
+    #[serde(default, skip_serializing_if = "Pairs::is_empty")]
+    pub keys: Pairs,
     /// Who has it active.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<Owner>,
@@ -137,6 +140,7 @@ impl Record {
             snapshot_of: wanted.snapshot_of,
             sm_config: wanted.sm_config,
             tags: wanted.tags,
+            keys: Pairs::new(),
             owner: None,
         }
     }

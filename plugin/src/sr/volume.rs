@@ -16,7 +16,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::error::number;
-use zerotap_rpc_schema::smapi2::VdiInfo;
+use zerotap_rpc_schema::smapi2::{Pairs, VdiInfo};
 
 impl FileSr {
     /// One volume's record.
@@ -38,6 +38,24 @@ impl FileSr {
     /// As [`FileSr::volume`].
     pub fn volume_info(&self, key: &str) -> Result<VdiInfo, StorageError> {
         self.volume(key).map(|record| self.tell(&record))
+    }
+
+    /// The same, with the keys that SMAPIv3 keeps with it.
+    ///
+    /// # Errors
+    /// As [`FileSr::volume`].
+    pub fn volume_and_keys(&self, key: &str) -> Result<(VdiInfo, Pairs), StorageError> {
+        self.volume(key).map(|record| (self.tell(&record), record.keys()))
+    }
+
+    /// All volumes, with their keys.
+    ///
+    /// # Errors
+    /// Anything that keeps the list from being complete.
+    pub fn volumes_and_keys(&self) -> Result<Vec<(VdiInfo, Pairs)>, StorageError> {
+        self.check()?;
+        let records = self.catalog.list()?;
+        Ok(records.iter().map(|record| (self.tell(record), record.keys())).collect())
     }
 
     /// Data blocks in use, bytes. A missing data file has none: activation tells of it.
@@ -349,7 +367,6 @@ fn too_large(error: Errno, size: i64, path: &Path) -> StorageError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use zerotap_rpc_schema::smapi2::Pairs;
 
     const SR: &str = "8a6b0f4e-0d0c-4f0f-9a31-1f6d0b5a2c77";
 

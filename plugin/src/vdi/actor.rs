@@ -26,6 +26,8 @@ pub enum Edit {
     ContentId(String),
     SetSmConfig { key: String, value: String },
     RemoveSmConfig { key: String },
+    SetKey { key: String, value: String },
+    UnsetKey { key: String },
 }
 
 /// One command for one VDI.

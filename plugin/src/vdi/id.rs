@@ -11,6 +11,8 @@ pub struct VdiId {
 
 /// What a backend directory's `params` begins with when it means one of our VDIs.
 const PARAMS_SCHEME: &str = "zerotap:";
+/// What SMAPIv3's URI of one of our VDIs begins with.
+const URI_SCHEME: &str = "zerotap://";
 
 impl VdiId {
     /// From its two parts.
@@ -24,6 +26,20 @@ impl VdiId {
         let (sr, vdi) = params.strip_prefix(PARAMS_SCHEME)?.split_once('/')?;
         let named = !sr.is_empty() && !vdi.is_empty() && !vdi.contains('/');
         named.then(|| VdiId::new(sr, vdi))
+    }
+
+    /// Reads a URI of SMAPIv3's: `zerotap://<sr>/<vdi>`.
+    #[must_use]
+    pub fn from_uri(uri: &str) -> Option<Self> {
+        let (sr, vdi) = uri.strip_prefix(URI_SCHEME)?.split_once('/')?;
+        let named = !sr.is_empty() && !vdi.is_empty() && !vdi.contains('/');
+        named.then(|| VdiId::new(sr, vdi))
+    }
+
+    /// Its URI. Neither part has a character that a URI would escape.
+    #[must_use]
+    pub fn to_uri(&self) -> String {
+        format!("{URI_SCHEME}{self}")
     }
 
     /// What a toolstack writes into a backend directory's `params`.
@@ -51,5 +67,14 @@ mod tests {
             assert_eq!(VdiId::from_params(foreign), None, "{foreign}");
         }
         assert_eq!(VdiId::from_params("zerotap:a/b/c"), None);
+    }
+
+    #[test]
+    fn a_uri_leads_back_to_the_vdi() {
+        let id = VdiId::new("sr", "vdi");
+        assert_eq!(VdiId::from_uri(&id.to_uri()), Some(id));
+        for foreign in ["", "zerotap:sr/vdi", "zerotap://sr", "zerotap:///vdi", "file://a/b"] {
+            assert_eq!(VdiId::from_uri(foreign), None, "{foreign}");
+        }
     }
 }

@@ -107,5 +107,7 @@ fn apply(record: &mut Record, edit: Edit) {
         Edit::RemoveSmConfig { key } => {
             record.sm_config.remove(&key);
         }
+        Edit::SetKey { key, value } => record.set_key(&key, value),
+        Edit::UnsetKey { key } => record.unset_key(&key),
     }
 }
