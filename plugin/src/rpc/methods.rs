@@ -1,7 +1,7 @@
 //! How a method of the table becomes a handler: strict parameters in, SMAPIv2's errors out.
 //!
-//! Knows no method by name; `smapi2.rs`, `smapi3.rs` and `admin.rs` add theirs. The whole table is served, no
-//! more and no less: a test says so.
+//! Knows no method by name; `smapi2.rs`, `smapi3.rs` and `admin.rs` add theirs. The whole table is
+//! served, no more and no less: a test says so.
 
 use crate::rpc::Core;
 use crate::rpc::peer::Peer;

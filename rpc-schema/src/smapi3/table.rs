@@ -1,8 +1,8 @@
 //! SMAPIv3's method table: each row is a method of the daemon (behind [`super::PREFIX`]), a file
 //! that `zerotap smapi install` makes, and the features that XAPI may count on because of it.
 //!
-//! WHEN CHANGING IT: add the handler in `plugin/src/rpc/smapi3.rs`; a method that is not here has no
-//! file, and XAPI then does not offer what needs it. Renew the golden document.
+//! WHEN CHANGING IT: add the handler in `plugin/src/rpc/smapi3.rs`; a method that is not here has
+//! no file, and XAPI then does not offer what needs it. Renew the golden document.
 
 use super::arguments::{Arguments, Field};
 use super::params::{
