@@ -56,6 +56,14 @@ fn indirect_requests_move_a_mebibyte() {
         let back: Vec<(u32, u8, u8)> = (0..256).map(|n| (400 + n, 0, 7)).collect();
         assert_eq!(front.indirect(OP_READ, 0, &back), STATUS_OKAY);
         assert_eq!(front.page(400 + 255), vec![255; 4096]);
+        // A frontend hands out its pages as a stack: backwards, or two runs that meet.
+        let down: Vec<_> = back.iter().rev().copied().collect();
+        assert_eq!(front.indirect(OP_READ, 0, &down), STATUS_OKAY);
+        (0..256).for_each(|n| assert_eq!(front.page(400 + n), vec![(255 - n) as u8; 4096]));
+        let meeting = [&down[..100], &pages[..156]].concat();
+        assert_eq!(front.indirect(OP_READ, 0, &meeting), STATUS_OKAY);
+        (0..100).for_each(|n| assert_eq!(front.page(655 - n), vec![n as u8; 4096]));
+        (0..156).for_each(|n| assert_eq!(front.page(100 + n), vec![(100 + n) as u8; 4096]));
         assert_eq!(front.indirect(OP_READ, 0, &[(1, 0, 7); 257]), STATUS_ERROR);
         assert_eq!(front.indirect(OP_FLUSH_DISKCACHE, 0, &pages), STATUS_ERROR);
         front.disconnect();
