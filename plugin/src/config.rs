@@ -16,6 +16,10 @@ const DEFAULT_BACKEND_KIND: &str = "qdisk";
 /// will.
 const DEFAULT_LOG: &str = "info,xenstore_rs=error";
 const DEFAULT_BOOT_ID_FILE: &str = "/proc/sys/kernel/random/boot_id";
+/// message-switch's, as XAPI's packages have it.
+const DEFAULT_SWITCH_SOCKET: &str = "/var/run/message-switch/sock";
+/// Where xapi-storage-script looks for executables.
+const DEFAULT_STORAGE_SCRIPTS: &str = "/usr/libexec/xapi-storage-script";
 /// The worker's program, looked for beside the daemon's own.
 const WORKER_PROGRAM: &str = "zerotap-datapath";
 
@@ -69,6 +73,39 @@ struct File {
     reattach_srs_at_boot: Option<bool>,
     log: Option<String>,
     log_json: Option<bool>,
+    #[serde(default)]
+    message_switch: SwitchTable,
+}
+
+/// `[message_switch]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SwitchTable {
+    #[serde(default)]
+    enabled: bool,
+    socket: Option<PathBuf>,
+    storage_scripts: Option<PathBuf>,
+}
+
+impl SwitchTable {
+    /// The switch's socket, when its queue shall be served.
+    fn socket(self) -> Result<Option<PathBuf>> {
+        if !self.enabled {
+            return Ok(None);
+        }
+        let scripts = self.storage_scripts.unwrap_or_else(|| DEFAULT_STORAGE_SCRIPTS.into());
+        let ours = scripts.join("volume").join(crate::message_switch::QUEUE);
+        if ours.exists() {
+            bail!(
+                "the SMAPIv3 executables are installed ({}) and [message_switch] is enabled: both \
+                 would take calls from the same queue. Remove the executables with `zerotap smapi \
+                 remove --root {}`, or set enabled = false",
+                ours.display(),
+                scripts.display()
+            );
+        }
+        Ok(Some(self.socket.unwrap_or_else(|| DEFAULT_SWITCH_SOCKET.into())))
+    }
 }
 
 /// What the daemon goes by.
@@ -98,6 +135,8 @@ pub struct Config {
     pub log: String,
     /// Log as JSON, one object a line.
     pub log_json: bool,
+    /// message-switch's socket, when the queue shall be served.
+    pub message_switch: Option<PathBuf>,
 }
 
 impl Config {
@@ -129,6 +168,7 @@ impl Config {
             reattach_srs_at_boot: file.reattach_srs_at_boot.unwrap_or(false),
             log: file.log.unwrap_or_else(|| DEFAULT_LOG.into()),
             log_json: file.log_json.unwrap_or(false),
+            message_switch: file.message_switch.socket()?,
         })
     }
 
@@ -203,6 +243,21 @@ mod tests {
     }
 
     #[test]
+    fn a_type_is_served_by_the_queue_or_by_the_executables() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let scripts = dir.path().join("scripts");
+        let text = format!("[message_switch]\nenabled = true\nstorage_scripts = {scripts:?}\n");
+        let config = Config::load(args(dir.path(), &text)).expect("no executables are there");
+        assert_eq!(config.message_switch.as_deref(), Some(Path::new(DEFAULT_SWITCH_SOCKET)));
+        let ours = scripts.join("volume/org.xen.xapi.storage.zerotap");
+        std::fs::create_dir_all(ours).expect("writable");
+        let refused = Config::load(args(dir.path(), &text)).expect_err("both").to_string();
+        assert!(refused.contains("zerotap smapi remove"), "{refused}");
+        let off = Config::load(args(dir.path(), "[message_switch]\n")).expect("off");
+        assert_eq!(off.message_switch, None);
+    }
+
+    #[test]
     fn command_line_wins_over_file_over_defaults() {
         let dir = tempfile::tempdir().expect("a directory");
         let mut args = args(dir.path(), "run_dir = '/a'\nstate = '/b'\novercommit = true\n");
@@ -229,7 +284,9 @@ mod tests {
 
     /// The packaged file's settings, without the signs that make them comments.
     fn packaged() -> Vec<&'static str> {
-        let setting = |line: &&str| line.starts_with(|first: char| first.is_ascii_lowercase());
+        let setting = |line: &&str| {
+            line.starts_with(|first: char| first.is_ascii_lowercase() || first == '[')
+        };
         let text = include_str!("../../packaging/zerotap.toml");
         text.lines().filter_map(|line| line.strip_prefix('#')).filter(setting).collect()
     }
@@ -241,7 +298,9 @@ mod tests {
         let keys: Vec<&str> = keys.filter(|name| !name.contains(' ')).collect();
         assert!(keys.len() > 10, "{unknown}");
         for key in keys {
-            let found = packaged().iter().any(|line| line.starts_with(&format!("{key} = ")));
+            let starts = [format!("{key} = "), format!("[{key}]")];
+            let told = |line: &&str| starts.iter().any(|start| line.starts_with(start));
+            let found = packaged().iter().any(told);
             assert!(found, "packaging/zerotap.toml does not tell of {key}");
         }
     }

@@ -6,6 +6,7 @@
 use crate::config::Config;
 pub use crate::config::ServeArgs;
 use crate::host::Host;
+use crate::message_switch::MessageSwitch;
 use crate::rpc::listen::Door;
 use crate::rpc::{Core, methods};
 use crate::sr::Srs;
@@ -84,6 +85,10 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let (stop, calls) = jsonrpsee::server::stop_channel();
+    let switch = config.message_switch.clone();
+    let switch = switch.map(|socket| {
+        MessageSwitch::start(socket, methods::calls(Arc::clone(&core)), state.clone())
+    });
     let serving = tokio::spawn(door.serve(methods::all(core), stop));
     let (version, pid) = (env!("CARGO_PKG_VERSION"), std::process::id());
     let socket = config.rpc_socket();
@@ -92,6 +97,9 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
     tokio::select! {
         _ = terminate.recv() => tracing::info!("SIGTERM: stopping; workers go on"),
         _ = interrupt.recv() => tracing::info!("SIGINT: stopping; workers go on"),
+    }
+    if let Some(switch) = switch {
+        switch.stop();
     }
     // It fails when nobody serves any more, which is what it is for.
     let _ = calls.stop();

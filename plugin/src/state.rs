@@ -2,8 +2,8 @@
 //!
 //! Never decides anything: it stores rows and settles several at once in one transaction. Called by
 //! the registry and its actors, and at start by the daemon. WAL with synchronous=FULL: a call that
-//! has returned is on the disk. One connection: SQLite has one writer, so there is no waiting for
-//! locks.
+//! has returned is on the disk. SQLite has one writer: `state/writer.rs`, which lets callers share
+//! a commit; readers have connections of their own and wait for nobody.
 //!
 //! Every query is checked by the compiler against `.sqlx/`, and a test checks `.sqlx/` against
 //! `migrations/`. WHEN CHANGING A QUERY, renew `.sqlx/` from the workspace's root:
@@ -11,17 +11,25 @@
 //! touch plugin/src/main.rs;
 //! DATABASE_URL=sqlite:$PWD/target/schema.db SQLX_OFFLINE_DIR=$PWD/.sqlx cargo check -p zerotap`
 
+mod handled;
+mod writer;
+
+pub use handled::Handled;
+
 use crate::vdi::VdiId;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
-use sqlx::SqlitePool;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{ConnectOptions, SqlitePool};
 use std::path::Path;
 use std::time::Duration;
+use writer::Writer;
 use zerotap_rpc_schema::smapi2::{Mode, Pairs, VdiState};
 
 /// How long SQLite waits for a lock that a foreign tool (a backup, a curious operator) holds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections that read.
+const READERS_MAX: u32 = 2;
 
 /// What is begun, to be finished or undone by whoever finds it after a crash.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,7 +130,8 @@ pub struct Voided {
 /// The database. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct State {
-    pool: SqlitePool,
+    readers: SqlitePool,
+    writer: Writer,
     boot_id: String,
 }
 
@@ -146,26 +155,29 @@ impl State {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(BUSY_TIMEOUT);
-        let pool = SqlitePoolOptions::new()
-            .max_connections(1)
-            .idle_timeout(None)
-            .max_lifetime(None)
-            .connect_with(options)
-            .await
-            .with_context(|| format!("cannot open the state database {}", path.display()))?;
-        sqlx::migrate!("../migrations").run(&pool).await.with_context(|| {
+        let cannot_open = || format!("cannot open the state database {}", path.display());
+        let mut connection = options.clone().connect().await.with_context(cannot_open)?;
+        sqlx::migrate!("../migrations").run(&mut connection).await.with_context(|| {
             format!(
                 "cannot bring the state database {} to this version's schema. If another version \
                  wrote it, move it away once no guest runs: it holds what is in use, no volume",
                 path.display()
             )
         })?;
-        Ok(State { pool, boot_id: boot_id.into() })
+        let readers = SqlitePoolOptions::new()
+            .max_connections(READERS_MAX)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .connect_with(options)
+            .await
+            .with_context(cannot_open)?;
+        Ok(State { readers, writer: Writer::start(connection), boot_id: boot_id.into() })
     }
 
     /// Writes all back into the main file and closes it.
     pub async fn close(self) {
-        self.pool.close().await;
+        self.readers.close().await;
+        self.writer.close().await;
     }
 
     /// Throws away what another boot of the host left: its processes are gone. With `keep_srs`
@@ -174,23 +186,26 @@ impl State {
     /// # Errors
     /// The database failed; nothing is thrown away then.
     pub async fn void_other_boots(&self, keep_srs: bool) -> Result<Voided> {
-        let boot = &self.boot_id;
-        let mut tx = self.pool.begin().await?;
-        let intents = sqlx::query!("DELETE FROM intent WHERE boot_id <> ?", boot);
-        let intents = intents.execute(&mut *tx).await?.rows_affected();
-        let workers = sqlx::query!("DELETE FROM worker WHERE boot_id <> ?", boot);
-        let workers = workers.execute(&mut *tx).await?.rows_affected();
-        let datapaths = sqlx::query!("DELETE FROM datapath WHERE boot_id <> ?", boot);
-        let datapaths = datapaths.execute(&mut *tx).await?.rows_affected();
-        let srs = if keep_srs {
-            sqlx::query!("UPDATE sr SET boot_id = ?", boot).execute(&mut *tx).await?;
-            0
-        } else {
-            let srs = sqlx::query!("DELETE FROM sr WHERE boot_id <> ?", boot);
-            srs.execute(&mut *tx).await?.rows_affected()
-        };
-        tx.commit().await?;
-        Ok(Voided { srs, datapaths, workers, intents })
+        let boot = self.boot_id.clone();
+        let write = self.writer.write(false, move |tx| {
+            Box::pin(async move {
+                let intents = sqlx::query!("DELETE FROM intent WHERE boot_id <> ?", boot);
+                let intents = intents.execute(&mut *tx).await?.rows_affected();
+                let workers = sqlx::query!("DELETE FROM worker WHERE boot_id <> ?", boot);
+                let workers = workers.execute(&mut *tx).await?.rows_affected();
+                let datapaths = sqlx::query!("DELETE FROM datapath WHERE boot_id <> ?", boot);
+                let datapaths = datapaths.execute(&mut *tx).await?.rows_affected();
+                let srs = if keep_srs {
+                    sqlx::query!("UPDATE sr SET boot_id = ?", boot).execute(&mut *tx).await?;
+                    0
+                } else {
+                    let srs = sqlx::query!("DELETE FROM sr WHERE boot_id <> ?", boot);
+                    srs.execute(&mut *tx).await?.rows_affected()
+                };
+                Ok(Voided { srs, datapaths, workers, intents })
+            })
+        });
+        write.await
     }
 
     /// The attached SRs.
@@ -199,7 +214,7 @@ impl State {
     /// The database failed. So with every call below.
     pub async fn srs(&self) -> Result<Vec<SrRow>> {
         let rows = sqlx::query!("SELECT uuid, device_config FROM sr ORDER BY attached_at, uuid");
-        let rows = rows.fetch_all(&self.pool).await?;
+        let rows = rows.fetch_all(&self.readers).await?;
         rows.into_iter()
             .map(|row| {
                 let device_config = serde_json::from_str(&row.device_config)?;
@@ -211,24 +226,36 @@ impl State {
     /// Remembers an SR as attached.
     pub async fn attach_sr(&self, sr: &SrRow) -> Result<()> {
         let (config, now) = (serde_json::to_string(&sr.device_config)?, now());
-        sqlx::query!(
-            "INSERT INTO sr (uuid, type, device_config, attached_at, boot_id)
-             VALUES (?, 'file', ?, ?, ?)
-             ON CONFLICT (uuid) DO UPDATE SET device_config = excluded.device_config",
-            sr.uuid,
-            config,
-            now,
-            self.boot_id
-        )
-        .execute(&self.pool)
-        .await?;
-        Ok(())
+        let (uuid, boot) = (sr.uuid.clone(), self.boot_id.clone());
+        let write = self.writer.write(false, move |tx| {
+            Box::pin(async move {
+                sqlx::query!(
+                    "INSERT INTO sr (uuid, type, device_config, attached_at, boot_id)
+                     VALUES (?, 'file', ?, ?, ?)
+                     ON CONFLICT (uuid) DO UPDATE SET device_config = excluded.device_config",
+                    uuid,
+                    config,
+                    now,
+                    boot
+                )
+                .execute(tx)
+                .await?;
+                Ok(())
+            })
+        });
+        write.await
     }
 
     /// Forgets an SR with its datapaths and intents. Fails while it has a worker.
     pub async fn detach_sr(&self, sr: &str) -> Result<()> {
-        sqlx::query!("DELETE FROM sr WHERE uuid = ?", sr).execute(&self.pool).await?;
-        Ok(())
+        let sr = sr.to_string();
+        let write = self.writer.write(false, move |tx| {
+            Box::pin(async move {
+                sqlx::query!("DELETE FROM sr WHERE uuid = ?", sr).execute(tx).await?;
+                Ok(())
+            })
+        });
+        write.await
     }
 
     /// The uses of a VDI.
@@ -239,7 +266,7 @@ impl State {
             vdi.sr,
             vdi.vdi
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&self.readers)
         .await?;
         Ok(rows
             .into_iter()
@@ -259,7 +286,7 @@ impl State {
             "SELECT sr, vdi, dp, domain, state, mode, since, leaked FROM datapath
              ORDER BY sr, vdi, dp"
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&self.readers)
         .await?;
         Ok(rows
             .into_iter()
@@ -278,10 +305,7 @@ impl State {
 
     /// Makes a datapath be as told, or be gone when its state is `Detached`.
     pub async fn put_datapath(&self, vdi: &VdiId, datapath: &Datapath) -> Result<()> {
-        let mut tx = self.pool.begin().await?;
-        write_datapath(&mut tx, vdi, datapath, &self.boot_id).await?;
-        tx.commit().await?;
-        Ok(())
+        self.settle_without_worker(None, vdi, None, Some(datapath)).await
     }
 
     /// Forgets a worker, settles an intent and changes a datapath, whichever are given, all at
@@ -293,18 +317,23 @@ impl State {
         worker: Option<&str>,
         datapath: Option<&Datapath>,
     ) -> Result<()> {
-        let mut tx = self.pool.begin().await?;
-        if let Some(id) = worker {
-            sqlx::query!("DELETE FROM worker WHERE id = ?", id).execute(&mut *tx).await?;
-        }
-        if let Some(datapath) = datapath {
-            write_datapath(&mut tx, vdi, datapath, &self.boot_id).await?;
-        }
-        if let Some(id) = intent {
-            sqlx::query!("DELETE FROM intent WHERE id = ?", id).execute(&mut *tx).await?;
-        }
-        tx.commit().await?;
-        Ok(())
+        let (vdi, boot) = (vdi.clone(), self.boot_id.clone());
+        let (worker, datapath) = (worker.map(str::to_string), datapath.cloned());
+        let write = self.writer.write(false, move |tx| {
+            Box::pin(async move {
+                if let Some(id) = worker {
+                    sqlx::query!("DELETE FROM worker WHERE id = ?", id).execute(&mut *tx).await?;
+                }
+                if let Some(datapath) = datapath {
+                    write_datapath(tx, &vdi, &datapath, &boot).await?;
+                }
+                if let Some(id) = intent {
+                    sqlx::query!("DELETE FROM intent WHERE id = ?", id).execute(tx).await?;
+                }
+                Ok(())
+            })
+        });
+        write.await
     }
 
     /// Remembers a ready worker with the datapath that wanted it; settles the intent; all at once.
@@ -315,28 +344,33 @@ impl State {
         datapath: &Datapath,
     ) -> Result<()> {
         let (pid, start_time) = (i64::from(worker.pid), i64::try_from(worker.start_time)?);
-        let mut tx = self.pool.begin().await?;
-        sqlx::query!(
-            "INSERT INTO worker
+        let (worker, datapath) = (worker.clone(), datapath.clone());
+        let boot = self.boot_id.clone();
+        let write = self.writer.write(false, move |tx| {
+            Box::pin(async move {
+                sqlx::query!(
+                    "INSERT INTO worker
              (id, sr, vdi, pid, start_time, boot_id, socket, version, read_only, since)
              VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            worker.id,
-            worker.vdi.sr,
-            worker.vdi.vdi,
-            pid,
-            start_time,
-            self.boot_id,
-            worker.socket,
-            worker.version,
-            worker.read_only,
-            worker.since
-        )
-        .execute(&mut *tx)
-        .await?;
-        write_datapath(&mut tx, &worker.vdi, datapath, &self.boot_id).await?;
-        sqlx::query!("DELETE FROM intent WHERE id = ?", intent).execute(&mut *tx).await?;
-        tx.commit().await?;
-        Ok(())
+                    worker.id,
+                    worker.vdi.sr,
+                    worker.vdi.vdi,
+                    pid,
+                    start_time,
+                    boot,
+                    worker.socket,
+                    worker.version,
+                    worker.read_only,
+                    worker.since
+                )
+                .execute(&mut *tx)
+                .await?;
+                write_datapath(tx, &worker.vdi, &datapath, &boot).await?;
+                sqlx::query!("DELETE FROM intent WHERE id = ?", intent).execute(tx).await?;
+                Ok(())
+            })
+        });
+        write.await
     }
 
     /// Every worker that was ready and has not been forgotten.
@@ -345,7 +379,7 @@ impl State {
             "SELECT id, sr, vdi, pid, start_time, socket, version, read_only, since
              FROM worker ORDER BY since, id"
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&self.readers)
         .await?;
         rows.into_iter()
             .map(|row| {
@@ -366,29 +400,41 @@ impl State {
     /// Remembers what is about to be done; the answer is the number to settle it by.
     pub async fn begin(&self, vdi: &VdiId, operation: &Operation) -> Result<i64> {
         let (operation, now) = (serde_json::to_string(operation)?, now());
-        let done = sqlx::query!(
-            "INSERT INTO intent (sr, vdi, operation, since, boot_id) VALUES (?, ?, ?, ?, ?)",
-            vdi.sr,
-            vdi.vdi,
-            operation,
-            now,
-            self.boot_id
-        )
-        .execute(&self.pool)
-        .await?;
-        Ok(done.last_insert_rowid())
+        let (vdi, boot) = (vdi.clone(), self.boot_id.clone());
+        let write = self.writer.write(false, move |tx| {
+            Box::pin(async move {
+                let done = sqlx::query!(
+                    "INSERT INTO intent (sr, vdi, operation, since, boot_id)
+                     VALUES (?, ?, ?, ?, ?)",
+                    vdi.sr,
+                    vdi.vdi,
+                    operation,
+                    now,
+                    boot
+                )
+                .execute(tx)
+                .await?;
+                Ok(done.last_insert_rowid())
+            })
+        });
+        write.await
     }
 
     /// Forgets an intent whose outcome needs no row of its own.
     pub async fn settle(&self, intent: i64) -> Result<()> {
-        sqlx::query!("DELETE FROM intent WHERE id = ?", intent).execute(&self.pool).await?;
-        Ok(())
+        let write = self.writer.write(false, move |tx| {
+            Box::pin(async move {
+                sqlx::query!("DELETE FROM intent WHERE id = ?", intent).execute(tx).await?;
+                Ok(())
+            })
+        });
+        write.await
     }
 
     /// What was begun and not finished, oldest first.
     pub async fn intents(&self) -> Result<Vec<Intent>> {
         let rows = sqlx::query!("SELECT id, sr, vdi, operation FROM intent ORDER BY id");
-        let rows = rows.fetch_all(&self.pool).await?;
+        let rows = rows.fetch_all(&self.readers).await?;
         rows.into_iter()
             .map(|row| {
                 let operation = serde_json::from_str(&row.operation)

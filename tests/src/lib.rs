@@ -7,6 +7,7 @@ pub mod blkfront;
 pub mod genuine_xenstored;
 pub mod guest;
 pub mod harness;
+pub mod message_switch;
 pub mod programs;
 pub mod simguest;
 pub mod simhost;

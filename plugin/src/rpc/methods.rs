@@ -1,26 +1,72 @@
-//! How a method of the table becomes a handler: strict parameters in, SMAPIv2's errors out.
+//! How a method of the table becomes a handler: parameters in, SMAPIv2's errors out, for the
+//! JSON-RPC door (strict) and, by name, for the queue (tolerant).
 //!
 //! Knows no method by name; `smapi2.rs`, `smapi3.rs` and `admin.rs` add theirs. The whole table is
 //! served, no more and no less: a test says so.
 
-use crate::rpc::Core;
 use crate::rpc::peer::Peer;
+use crate::rpc::{Core, tolerant};
+use futures_util::future::BoxFuture;
 use jsonrpsee::types::ErrorObjectOwned;
 use jsonrpsee::types::error::INVALID_PARAMS_CODE;
 use jsonrpsee::{Methods, RpcModule};
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Map, Value};
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 use tracing::Instrument;
 use zerotap_rpc_schema::error::number;
 use zerotap_rpc_schema::{Method, StorageError};
 
 /// The longest part of a caller's `dbg` that is logged, in characters.
 const DBG_CHARS_MAX: usize = 200;
+/// How long a caller waits for an answer. What it asked for goes on, and may be asked for again.
+const CALL_DEADLINE: Duration = Duration::from_secs(120);
+/// The same for calls that move data, or wait for a guest as long as the caller says.
+const LONG_CALL_DEADLINE: Duration = Duration::from_secs(24 * 3600);
+/// The calls that [`LONG_CALL_DEADLINE`] is for.
+const LONG_CALLS: &[&str] =
+    &["VDI.create", "VDI.clone", "VDI.snapshot", "VDI.revert", "VDI.resize", "VBD.unplug"];
+
+type Call = Box<
+    dyn Fn(Arc<Core>, Map<String, Value>) -> BoxFuture<'static, Result<String, StorageError>>
+        + Send
+        + Sync,
+>;
 
 /// The methods while they are put together.
 pub struct Table {
     module: RpcModule<Core>,
+    by_name: HashMap<&'static str, Call>,
+}
+
+/// The methods for who has names and values.
+pub struct Calls {
+    core: Arc<Core>,
+    by_name: HashMap<&'static str, Call>,
+}
+
+impl Calls {
+    /// Calls a method with named parameters, read tolerantly; the result is JSON. It may be
+    /// dropped: what it began goes on.
+    ///
+    /// # Errors
+    /// `Unimplemented` for a name that the table has not; parameters that make no sense; the
+    /// method's own.
+    pub fn call(
+        &self,
+        method: &str,
+        params: Map<String, Value>,
+    ) -> BoxFuture<'static, Result<String, StorageError>> {
+        match self.by_name.get(method) {
+            Some(call) => call(Arc::clone(&self.core), params),
+            None => {
+                let error = StorageError::Unimplemented(method.into());
+                Box::pin(std::future::ready(Err(error)))
+            }
+        }
+    }
 }
 
 /// Every method of the table, served by `core`.
@@ -29,11 +75,24 @@ pub struct Table {
 /// Two handlers have the same name; a test would have told.
 #[must_use]
 pub fn all(core: Arc<Core>) -> Methods {
-    let mut table = Table { module: RpcModule::from_arc(core) };
+    table(core).module.into()
+}
+
+/// The same methods by name.
+///
+/// # Panics
+/// As [`all`].
+#[must_use]
+pub fn calls(core: Arc<Core>) -> Calls {
+    Calls { by_name: table(Arc::clone(&core)).by_name, core }
+}
+
+fn table(core: Arc<Core>) -> Table {
+    let mut table = Table { module: RpcModule::from_arc(core), by_name: HashMap::new() };
     super::smapi2::add_to(&mut table);
     super::smapi3::add_to(&mut table);
     super::admin::add_to(&mut table);
-    table.module.into()
+    table
 }
 
 impl Table {
@@ -67,14 +126,59 @@ impl Table {
                     pid = peer.pid,
                     dbg
                 );
-                handler(core, peer, params)
-                    .instrument(span)
+                in_time(M::NAME, deadline_of(M::NAME), handler(core, peer, params).instrument(span))
                     .await
                     .map_err(|error| to_object(&error))
             },
         );
         registered.expect("a method is added once");
+        let call: Call = Box::new(move |core, params| {
+            let dbg = dbg_of(&params);
+            let params = match tolerant::read::<M::Params>(Value::Object(params)) {
+                Ok(params) => params,
+                Err(problem) => {
+                    let text = format!("cannot call {}: {problem}", M::NAME);
+                    let error = StorageError::backend(number::BAD_REQUEST, text);
+                    return Box::pin(std::future::ready(Err(error)));
+                }
+            };
+            let span = tracing::info_span!("call", method = M::NAME, queue = true, dbg);
+            let work = handler(core, Peer { uid: 0, gid: 0, pid: 0 }, params).instrument(span);
+            Box::pin(async move {
+                let output = in_time(M::NAME, deadline_of(M::NAME), work).await?;
+                let text = serde_json::to_string(&output);
+                text.map_err(|error| StorageError::Internal(error.to_string()))
+            })
+        });
+        self.by_name.insert(M::NAME, call);
     }
+}
+
+/// Gives the caller an answer in time, whatever becomes of the work: handlers may be dropped.
+async fn in_time<T>(
+    method: &str,
+    deadline: Duration,
+    work: impl Future<Output = Result<T, StorageError>>,
+) -> Result<T, StorageError> {
+    tokio::time::timeout(deadline, work).await.unwrap_or_else(|_| {
+        let text = format!(
+            "{method} has not finished within {} s. It goes on; ask again later, Host.status tells \
+             what holds it up",
+            deadline.as_secs()
+        );
+        Err(StorageError::backend(number::GENERAL, text))
+    })
+}
+
+fn deadline_of(method: &str) -> Duration {
+    if LONG_CALLS.contains(&method) { LONG_CALL_DEADLINE } else { CALL_DEADLINE }
+}
+
+/// What the caller calls its task. A trace context may follow, after a newline (xen-api
+/// `xapi-idl/lib/debug_info.ml`).
+fn dbg_of(params: &Map<String, Value>) -> String {
+    let dbg = params.get("dbg").and_then(Value::as_str).unwrap_or_default();
+    dbg.lines().next().unwrap_or_default().chars().take(DBG_CHARS_MAX).collect()
 }
 
 /// An error as JSON-RPC carries it: SMAPIv2's variant is in `data`.
@@ -93,22 +197,19 @@ fn parse<P: DeserializeOwned>(
         ErrorObjectOwned::owned(INVALID_PARAMS_CODE, text, Some(error))
     };
     let value = match text {
-        None => Value::Object(serde_json::Map::new()),
+        None => Value::Object(Map::new()),
         Some(text) => serde_json::from_str(text).map_err(|error| refuse(error.to_string()))?,
     };
     let object = match value {
         Value::Object(object) => object,
-        Value::Null => serde_json::Map::new(),
+        Value::Null => Map::new(),
         _ => {
             let problem = "its parameters are named: give an object, not an array. rpc.discover \
                            tells the names";
             return Err(refuse(problem.into()));
         }
     };
-    let dbg = object.get("dbg").and_then(Value::as_str).unwrap_or_default();
-    // A trace context may follow, after a newline (xen-api `xapi-idl/lib/debug_info.ml`).
-    let task = dbg.lines().next().unwrap_or_default();
-    let dbg = task.chars().take(DBG_CHARS_MAX).collect();
+    let dbg = dbg_of(&object);
     match serde_json::from_value(Value::Object(object.clone())) {
         Ok(params) => Ok((params, dbg)),
         Err(error) => {
@@ -120,10 +221,7 @@ fn parse<P: DeserializeOwned>(
 }
 
 /// Which parameter has the wrong type: serde's errors don't say. Without it, the error is another.
-fn culprit<P: DeserializeOwned>(
-    object: &serde_json::Map<String, Value>,
-    error: &str,
-) -> Option<String> {
+fn culprit<P: DeserializeOwned>(object: &Map<String, Value>, error: &str) -> Option<String> {
     if error.starts_with("missing field") || error.starts_with("unknown field") {
         return None;
     }
@@ -162,6 +260,16 @@ mod tests {
         assert!(refusal(r#"{"sr":"a","vdi":"b","new_size":1.0}"#).contains("`new_size`"));
         assert!(refusal(r#"["a","b",4096]"#).contains("named"));
         assert!(refusal("7").contains("named"));
+    }
+
+    #[tokio::test]
+    async fn a_call_that_hangs_is_answered_in_time() {
+        let hangs = std::future::pending::<Result<(), StorageError>>();
+        let error =
+            in_time("VDI.deactivate", Duration::from_millis(1), hangs).await.expect_err("late");
+        assert!(error.to_string().contains("VDI.deactivate") && error.code() == 202, "{error}");
+        let quick = in_time("SR.list", deadline_of("SR.list"), std::future::ready(Ok(7)));
+        assert_eq!(quick.await, Ok(7));
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod methods;
 pub mod peer;
 mod smapi2;
 mod smapi3;
+mod tolerant;
 
 use crate::sr::Srs;
 use crate::vbd::Vbds;

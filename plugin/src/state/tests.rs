@@ -114,7 +114,7 @@ async fn every_query_fits_the_migrations() {
         let text = std::fs::read_to_string(&path).expect("readable");
         let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
         let query = json["query"].as_str().expect("its SQL").to_string();
-        let mut connection = state.pool.acquire().await.expect("a connection");
+        let mut connection = state.readers.acquire().await.expect("a connection");
         let prepared = connection.prepare(sqlx::AssertSqlSafe(query.clone()).into_sql_str()).await;
         let prepared = prepared.unwrap_or_else(|error| panic!("{query}: {error}"));
         let columns = prepared

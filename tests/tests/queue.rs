@@ -1,0 +1,277 @@
+//! XAPI's way in: a strict message switch, callers as XAPI is one, the real daemon behind the
+//! queue. Every scenario ends with no violation of the protocol and no message left.
+
+use serde_json::{Value, json};
+use zerotap_tests::harness::{Host, eventually, uuid};
+use zerotap_tests::message_switch::{Caller, Switch};
+
+const MIB: i64 = 1 << 20;
+
+/// A host whose daemon serves the queue of a switch.
+struct Site {
+    switch: Switch,
+    host: Host,
+    sr: String,
+}
+
+impl Site {
+    fn start() -> Site {
+        Site::start_with("")
+    }
+
+    fn start_with(lines: &str) -> Site {
+        let room = tempfile::tempdir().unwrap().keep();
+        let switch = Switch::start(&room.join("switch")).unwrap();
+        let socket = switch.socket().display().to_string();
+        let text = format!(
+            "{lines}\n[message_switch]\nenabled = true\nsocket = {socket:?}\n\
+             storage_scripts = {:?}\n",
+            room.display().to_string()
+        );
+        let host = Host::start_with(&text).unwrap();
+        let (sr, _) = host.create_sr().unwrap();
+        let site = Site { switch, host, sr };
+        site.served();
+        site
+    }
+
+    /// Waits until the daemon takes calls from the switch.
+    fn served(&self) {
+        eventually("the queue is served", || {
+            let mut caller = self.switch.caller()?;
+            Ok(caller.call("SR.list", &json!({"dbg": "t"})).ok().map(drop))
+        })
+        .unwrap();
+    }
+
+    fn caller(&self) -> Caller {
+        self.switch.caller().unwrap()
+    }
+
+    fn create(&self, caller: &mut Caller) -> String {
+        let info = json!({"vdi": "", "name_label": "disk", "virtual_size": MIB});
+        let params = json!({"dbg": "t", "sr": self.sr, "vdi_info": info});
+        let made = caller.result("VDI.create", &params).unwrap();
+        made["vdi"].as_str().unwrap().to_owned()
+    }
+
+    fn dp(&self, vdi: &str, dp: &str) -> Value {
+        json!({"dbg": "t", "dp": dp, "sr": self.sr, "vdi": vdi, "vm": "5"})
+    }
+
+    fn attach(&self, vdi: &str, dp: &str) -> Value {
+        let mut params = self.dp(vdi, dp);
+        params["read_write"] = json!(true);
+        params
+    }
+
+    fn vdi(&self, vdi: &str) -> Value {
+        json!({"dbg": "t", "sr": self.sr, "vdi": vdi})
+    }
+
+    /// The VDI's superstate, asked at the other door.
+    fn superstate(&self, vdi: &str) -> Value {
+        let stat = self.host.rpc().raw("DP.stat_vdi", &json!({"sr": self.sr, "vdi": vdi}));
+        stat.unwrap()["superstate"].clone()
+    }
+
+    fn vdis(&self) -> usize {
+        let scan = self.host.rpc().raw("SR.scan2", &json!({"sr": self.sr})).unwrap();
+        scan[0].as_array().unwrap().len()
+    }
+
+    /// Nothing is left, and nothing was done that the genuine switch would not take.
+    fn end(self) {
+        eventually("every message is acknowledged", || {
+            Ok((self.switch.waiting() == 0).then_some(()))
+        })
+        .unwrap();
+        self.switch.check().unwrap();
+    }
+}
+
+#[test]
+fn a_disks_life() {
+    let site = Site::start();
+    let mut caller = site.caller();
+    let about = caller.result("Query.query", &json!({"dbg": "t\n{\"trace\":1}"})).unwrap();
+    assert_eq!(about["driver"], "zerotap");
+    assert_eq!(about["required_api_version"], "5.0");
+    assert_eq!(about["smapi_version"], "SMAPIv3");
+    assert_eq!(caller.result("SR.list", &json!({"dbg": "t"})).unwrap(), json!([site.sr]));
+    let vdi = site.create(&mut caller);
+    let dp = site.dp(&vdi, "vbd/5/xvda");
+    let backend = caller.result("VDI.attach3", &site.attach(&vdi, "vbd/5/xvda")).unwrap();
+    assert_eq!(backend["implementations"][0][0], "XenDisk");
+    assert_eq!(caller.result("DP.attach_info", &dp).unwrap(), backend);
+    assert_eq!(caller.result("VDI.activate3", &dp).unwrap(), Value::Null);
+    assert_eq!(site.superstate(&vdi), json!(["Activated", "RW"]));
+    assert_eq!(caller.result("VDI.deactivate", &dp).unwrap(), Value::Null);
+    assert_eq!(caller.result("VDI.detach", &dp).unwrap(), Value::Null);
+    let scan = caller.result("SR.scan2", &json!({"dbg": "t", "sr": site.sr})).unwrap();
+    assert_eq!(scan[0][0]["vdi"], json!(vdi));
+    assert_eq!(scan[1]["health"], "Healthy");
+    assert_eq!(caller.result("VDI.destroy", &site.vdi(&vdi)).unwrap(), Value::Null);
+    assert_eq!(site.vdis(), 0);
+    site.end();
+}
+
+#[test]
+fn a_message_delivered_twice_is_done_once() {
+    let mut site = Site::start();
+    let mut caller = site.caller();
+    let info = json!({"vdi": "", "name_label": "once", "virtual_size": MIB});
+    let id =
+        caller.post("VDI.create", &json!({"dbg": "t", "sr": site.sr, "vdi_info": info})).unwrap();
+    let made = caller.answer(id).unwrap().unwrap();
+    let vdi = made["vdi"].as_str().unwrap();
+    let attach = caller.post("VDI.attach3", &site.attach(vdi, "a")).unwrap();
+    let attached = caller.raw_answer(attach).unwrap();
+    caller.result("VDI.detach", &site.dp(vdi, "a")).unwrap();
+    for restarted in [false, true] {
+        if restarted {
+            site.host.kill_daemon().unwrap();
+            site.host.start_daemon().unwrap();
+        }
+        site.switch.deliver_again(&[id, attach]);
+        assert_eq!(caller.raw_answer(attach).unwrap(), attached);
+        assert_eq!(caller.answer(id).unwrap().unwrap(), made);
+        assert_eq!(site.vdis(), 1);
+        assert_eq!(site.superstate(vdi), "Detached", "an old attach must not come alive again");
+    }
+    site.end();
+}
+
+#[test]
+fn ten_at_once_newest_first_are_begun_in_order() {
+    let site = Site::start();
+    let mut caller = site.caller();
+    let vdi = site.create(&mut caller);
+    site.switch.hold(true);
+    let dp = site.dp(&vdi, "x");
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        ids.push(caller.post("VDI.attach3", &site.attach(&vdi, "x")).unwrap());
+        ids.push(caller.post("VDI.activate3", &dp).unwrap());
+        ids.push(caller.post("VDI.deactivate", &dp).unwrap());
+        ids.push(caller.post("VDI.detach", &dp).unwrap());
+    }
+    ids.push(caller.post("VDI.attach3", &site.attach(&vdi, "y")).unwrap());
+    ids.push(caller.post("VDI.activate3", &site.dp(&vdi, "y")).unwrap());
+    assert_eq!(ids.len(), 10);
+    site.switch.hold(false);
+    for id in ids {
+        caller.answer(id).unwrap().expect("in any other order one of them would be refused");
+    }
+    assert_eq!(site.superstate(&vdi), json!(["Activated", "RW"]));
+    caller.result("VDI.deactivate", &site.dp(&vdi, "y")).unwrap();
+    site.end();
+}
+
+#[test]
+fn what_makes_no_sense_gets_a_proper_envelope() {
+    let site = Site::start();
+    let mut caller = site.caller();
+    for method in ["VDI.fly", "VDI.Attach3", ""] {
+        let error = caller.call(method, &json!({"dbg": "t"})).unwrap().expect_err("unknown");
+        assert_eq!(error, json!(["Unimplemented", method]));
+    }
+    for garbage in ["", "{", "\u{0}", "[]", "{\"method\":1}", &"[".repeat(10_000)] {
+        let id = caller.post_raw(garbage).unwrap();
+        let error = caller.answer(id).unwrap().expect_err("garbage");
+        assert_eq!(error[0], "Internal_error", "{garbage}: {error}");
+    }
+    let error = caller.call("SR.stat", &json!({"dbg": "t"})).unwrap().expect_err("no sr");
+    assert_eq!(error[1][0], "SR_BACKEND_FAILURE_143", "{error}");
+    let odd = json!({"DBG": "t", "Sr": site.sr, "unheard_of": [1.5]});
+    caller.result("SR.stat", &odd).expect("upstream's reader takes that");
+    let id =
+        caller.post_raw(&json!({"jsonrpc": "2.0", "id": "x", "method": "SR.list"}).to_string());
+    assert!(caller.answer(id.unwrap()).unwrap().is_ok());
+    site.end();
+}
+
+#[test]
+fn the_switch_is_killed_in_the_middle_of_calls() {
+    let mut site = Site::start();
+    for keep in [true, false, true] {
+        let mut caller = site.caller();
+        let vdi = site.create(&mut caller);
+        caller.result("VDI.attach3", &site.attach(&vdi, "vbd/5/xvda")).unwrap();
+        let dp = site.dp(&vdi, "vbd/5/xvda");
+        caller.post("VDI.activate3", &dp).unwrap();
+        site.switch.restart(keep).unwrap();
+        site.served();
+        let mut caller = site.caller();
+        caller.result("VDI.activate3", &dp).expect("asked again, it is so");
+        assert_eq!(site.superstate(&vdi), json!(["Activated", "RW"]));
+        caller.result("VDI.deactivate", &dp).unwrap();
+        caller.result("VDI.detach", &dp).unwrap();
+        assert_eq!(site.superstate(&vdi), "Detached");
+        caller.result("VDI.destroy", &site.vdi(&vdi)).unwrap();
+    }
+    assert_eq!(site.vdis(), 0);
+    site.end();
+}
+
+#[test]
+fn the_daemon_is_killed_in_the_middle_of_calls() {
+    let mut site = Site::start();
+    let mut caller = site.caller();
+    let vdi = site.create(&mut caller);
+    let dp = site.dp(&vdi, "vbd/5/xvda");
+    let info = json!({"vdi": "", "name_label": "one only", "virtual_size": MIB});
+    for round in 0..3 {
+        let create = json!({"dbg": "t", "sr": site.sr, "vdi_info": info});
+        let ids = [
+            caller.post("VDI.create", &create).unwrap(),
+            caller.post("VDI.attach3", &site.attach(&vdi, "vbd/5/xvda")).unwrap(),
+            caller.post("VDI.activate3", &dp).unwrap(),
+        ];
+        // Each round it is somewhere else.
+        for _ in 0..4 * round {
+            site.host.rpc().raw("SR.list", &json!({})).unwrap();
+        }
+        site.host.kill_daemon().unwrap();
+        site.host.start_daemon().unwrap();
+        let made = caller.answer(ids[0]).unwrap().expect("answered by the next daemon");
+        caller.answer(ids[1]).unwrap().expect("idempotent");
+        caller.answer(ids[2]).unwrap().expect("idempotent");
+        assert_eq!(site.superstate(&vdi), json!(["Activated", "RW"]));
+        assert_eq!(site.vdis(), 2, "a message makes one volume, however often it comes");
+        let made = made["vdi"].as_str().unwrap();
+        caller.result("VDI.destroy", &site.vdi(made)).unwrap();
+        let destroy = json!({"dbg": "t", "dp": "vbd/5/xvda", "sr": site.sr, "vdi": vdi,
+            "vm": "5", "allow_leak": false});
+        caller.result("DP.destroy2", &destroy).unwrap();
+    }
+    site.end();
+}
+
+#[test]
+fn a_caller_that_hangs_up_changes_nothing() {
+    let site = Site::start();
+    let mut caller = site.caller();
+    let vdi = site.create(&mut caller);
+    let dp = site.dp(&vdi, "vbd/5/xvda");
+    let mut hasty = site.caller();
+    hasty.post("VDI.attach3", &site.attach(&vdi, "vbd/5/xvda")).unwrap();
+    hasty.post("VDI.activate3", &dp).unwrap();
+    drop(hasty);
+    eventually("what was asked for is done", || {
+        Ok((site.superstate(&vdi) == json!(["Activated", "RW"])).then_some(()))
+    })
+    .unwrap();
+    caller.result("VDI.deactivate", &dp).unwrap();
+    site.end();
+}
+
+#[test]
+fn an_unknown_sr_is_told_as_upstream_tells_it() {
+    let site = Site::start();
+    let mut caller = site.caller();
+    let sr = uuid().unwrap();
+    let error = caller.call("SR.scan2", &json!({"dbg": "t", "sr": sr})).unwrap();
+    assert_eq!(error.expect_err("not attached"), json!(["Sr_not_attached", sr]));
+    site.end();
+}
