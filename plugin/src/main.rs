@@ -1,4 +1,5 @@
-//! The zerotap daemon and its command line: a storage manager for Xen hosts.
+//! The zerotap daemon, its command line and, by the name it is called by, SMAPIv3's executables: a
+//! storage manager for Xen hosts.
 #![forbid(unsafe_code)]
 
 mod cli;
@@ -7,6 +8,7 @@ pub mod daemon;
 pub mod host;
 pub mod message_switch;
 pub mod rpc;
+pub mod script;
 pub mod sr;
 pub mod state;
 pub mod vbd;
@@ -14,7 +16,18 @@ pub mod vdi;
 pub mod worker;
 pub mod xenstore;
 
-#[tokio::main]
-async fn main() -> std::process::ExitCode {
-    cli::run().await
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // XAPI waits for each of these: they do without a runtime.
+    if let Some(script) = script::called() {
+        return script::run(script);
+    }
+    match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime.block_on(cli::run()),
+        Err(error) => {
+            eprintln!("zerotap: cannot start threads: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }

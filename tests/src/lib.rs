@@ -11,6 +11,7 @@ pub mod message_switch;
 pub mod programs;
 pub mod simguest;
 pub mod simhost;
+pub mod storage_script;
 pub mod workload;
 pub mod xenstore;
 pub mod xenstored;

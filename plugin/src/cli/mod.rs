@@ -13,6 +13,7 @@ mod failure;
 mod locate;
 mod pair;
 mod size;
+mod smapi;
 mod sr;
 mod table;
 mod vbd;
@@ -83,6 +84,9 @@ enum Command {
     /// Datapath workers: the processes that serve VDIs
     #[command(subcommand)]
     Worker(worker::Verb),
+    /// The SMAPIv3 executables, by which XAPI reaches the daemon
+    #[command(subcommand)]
+    Smapi(smapi::Verb),
     /// The daemon, its host, and what is degraded
     Status,
     /// A report for people: SRs, datapaths, workers, VBDs, foreign files
@@ -110,6 +114,7 @@ async fn obey(cli: Cli) -> Result<(), Failure> {
         Command::Vdi(verb) => vdi::run(verb, &context).await,
         Command::Vbd(verb) => vbd::run(verb, &context).await,
         Command::Worker(verb) => worker::run(&verb, &context).await,
+        Command::Smapi(verb) => smapi::run(&verb, &context),
         Command::Status => daemon::status(&context).await,
         Command::Diagnostics => daemon::diagnostics(&context).await,
         Command::Call(args) => call::run(&args, &context).await,

@@ -13,6 +13,8 @@ mod smapi2;
 mod smapi3;
 mod tolerant;
 
+pub use smapi3::about as about_smapi3;
+
 use crate::sr::Srs;
 use crate::vbd::Vbds;
 use crate::vdi::Registry;

@@ -38,7 +38,8 @@ fn plugin(table: &mut Table) {
     });
 }
 
-fn about() -> QueryResult {
+/// Plugin.query's answer, which is this program's and not the daemon's.
+pub fn about() -> QueryResult {
     let about = smapi2::about();
     QueryResult {
         plugin: about.driver,
