@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-const DOCUMENTS: [&str; 6] = [
+const DOCUMENTS: [&str; 7] = [
     "README.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "LICENSE.md",
     "docs/architecture.md",
     "docs/dependencies.md",
+    "docs/operations.md",
 ];
 const MEMBERS: [&str; 5] = ["rpc-schema", "plugin", "datapath", "tests", "xtask"];
 

@@ -22,10 +22,8 @@ fn plug_pbd(host: &Host, script: &StorageScript) -> anyhow::Result<(String, std:
     let (sr, dir) = (uuid()?, host.data().join("sr"));
     std::fs::create_dir(&dir)?;
     let configuration = json!({"path": dir});
-    assert_eq!(
-        script.call("SR.probe", &json!({"dbg": "p", "configuration": configuration}))?[0]["complete"],
-        true
-    );
+    let place = json!({"dbg": "p", "configuration": configuration});
+    assert_eq!(script.call("SR.probe", &place)?[0]["complete"], true);
     let created = script.call(
         "SR.create",
         &json!({"dbg": "c", "uuid": sr, "configuration": configuration, "name": "disks",
@@ -35,7 +33,7 @@ fn plug_pbd(host: &Host, script: &StorageScript) -> anyhow::Result<(String, std:
     let handle = script.call("SR.attach", &json!({"dbg": "a", "configuration": created}))?;
     let stat = script.call("SR.stat", &json!({"dbg": "s", "sr": handle}))?;
     assert_eq!((&stat["uuid"], &stat["name"]), (&json!(sr), &json!("disks")));
-    let probed = script.call("SR.probe", &json!({"dbg": "p", "configuration": configuration}))?;
+    let probed = script.call("SR.probe", &place)?;
     assert_eq!(probed[0]["configuration"]["sr_uuid"], json!(sr), "xapi needs it of an SR there");
     let again = json!({"dbg": "a", "configuration": probed[0]["configuration"]});
     assert_eq!(script.call("SR.attach", &again)?, handle, "attach may be repeated");

@@ -1,9 +1,9 @@
 //! The directories that xapi-storage-script looks for plugins in: filled aside, moved in whole.
 //!
-//! It watches `volume/` and `datapath/` and acts on whatever appears there, so nothing half-made may
-//! appear; those two directories themselves are never removed. Each method of the table is a
-//! symlink to one copy of this program; a method that is not implemented has no file. Called by the
-//! command line.
+//! It watches `volume/` and `datapath/` and acts on whatever appears there, so nothing half-made
+//! may appear; those two directories themselves are never removed. Each method of the table is a
+//! symlink to one copy of this program; a method that is not implemented has no file. Called by
+//! the command line.
 
 use super::trampoline;
 use anyhow::{Context, Result, bail, ensure};

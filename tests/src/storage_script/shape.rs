@@ -1,9 +1,9 @@
 //! What upstream's reader accepts, byte rule by byte rule: a judge of answers that shares nothing
 //! with our own types.
 //!
-//! Source: xen-api `ocaml/xapi-storage/generator/lib/{plugin,control}.ml` as ocaml-rpc's codec reads
-//! them. Stricter where it tolerates: an unknown key, a key in another case or a decimal string
-//! would be a slip of ours.
+//! Source: xen-api `ocaml/xapi-storage/generator/lib/{plugin,control}.ml` as ocaml-rpc's codec
+//! reads them. Stricter where it tolerates: an unknown key, a key in another case or a decimal
+//! string would be a slip of ours.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Map, Value};
