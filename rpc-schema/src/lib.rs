@@ -7,6 +7,7 @@
 
 pub mod admin;
 pub mod error;
+pub mod further;
 mod latency;
 pub mod method;
 #[cfg(feature = "schema")]

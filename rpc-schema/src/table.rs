@@ -5,6 +5,10 @@
 //! CHANGELOG.md.
 
 use crate::admin::{HostStatus, Vbd, VbdParams, VbdPlugParams, VbdStat, VbdUnplugParams, Worker};
+use crate::further::{
+    AttachInfo, VdiEpochBeginParams, VdiEpochEndParams, VdiGetByNameParams, VdiIntroduceParams,
+    VdiOldActivateParams, VdiOldAttachParams, VdiPersistentParams, VdiTagParams,
+};
 use crate::method::methods;
 use crate::smapi2::{
     Backend, DpDestroyParams, DpParams, DpStat, DpStatParams, NoParams, Pairs, ProbeResult,
@@ -76,6 +80,37 @@ methods! {
     "DP.attach_info" => DpAttachInfo(DpParams) -> Backend;
     /// A VDI's superstate and datapaths.
     "DP.stat_vdi" => DpStatVdi(DpStatParams) -> DpStat;
+
+    /// All VDIs of an SR; complete, or an error.
+    "SR.scan" => SrScan(SrParams) -> Vec<VdiInfo>;
+    /// What XAPI calls after an attach that failed: SR.detach.
+    "SR.reset" => SrReset(SrParams) -> ();
+    /// The first VDI of a name.
+    "VDI.get_by_name" => VdiGetByName(VdiGetByNameParams) -> VdiInfo;
+    /// What the volume at a location is; it must be there.
+    "VDI.introduce" => VdiIntroduce(VdiIntroduceParams) -> VdiInfo;
+    /// VDIs of similar content: none is known.
+    "VDI.similar_content" => VdiSimilarContent(VdiParams) -> Vec<VdiInfo>;
+    /// Say whether the content is kept over a reboot of the guest.
+    "VDI.set_persistent" => VdiSetPersistent(VdiPersistentParams) -> ();
+    /// Add a tag.
+    "VDI.add_tags" => VdiAddTags(VdiTagParams) -> ();
+    /// Remove a tag. Succeeds when there is none.
+    "VDI.remove_tags" => VdiRemoveTags(VdiTagParams) -> ();
+    /// A guest starts: refused for a disk that forgets, which is not declared.
+    "VDI.epoch_begin" => VdiEpochBegin(VdiEpochBeginParams) -> ();
+    /// A guest has ended.
+    "VDI.epoch_end" => VdiEpochEnd(VdiEpochEndParams) -> ();
+    /// VDI.attach3 for dom0, in the answer of old.
+    "VDI.attach" => VdiOldAttach(VdiOldAttachParams) -> AttachInfo;
+    /// VDI.attach3 for dom0.
+    "VDI.attach2" => VdiAttach2(VdiOldAttachParams) -> Backend;
+    /// VDI.activate3 without a domain.
+    "VDI.activate" => VdiOldActivate(VdiOldActivateParams) -> ();
+    /// The socket of an attached VDI's NBD server.
+    "DATA.get_nbd_server" => DataGetNbdServer(DpParams) -> String;
+    /// The same, as older XAPIs call it.
+    "DATA.MIRROR.get_nbd_server" => DataMirrorGetNbdServer(DpParams) -> String;
 
     /// Every VBD with a backend directory of ours.
     "VBD.list" => VbdList(NoParams) -> Vec<Vbd>;

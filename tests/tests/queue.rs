@@ -275,3 +275,79 @@ fn an_unknown_sr_is_told_as_upstream_tells_it() {
     assert_eq!(error.expect_err("not attached"), json!(["Sr_not_attached", sr]));
     site.end();
 }
+
+/// What upstream's `storage_test` does with old calls and seven nasty names, in its order.
+#[test]
+fn upstreams_suite_of_old_calls() {
+    let site = Site::start();
+    let mut caller = site.caller();
+    let long = "0".repeat(128);
+    for name in ["", ".", "..", "/", "!", "plain", &long] {
+        let info = json!({"vdi": "", "name_label": name, "virtual_size": MIB});
+        let create = json!({"dbg": "t", "sr": site.sr, "vdi_info": info});
+        let made = caller.result("VDI.create", &create).unwrap();
+        assert_eq!(made["name_label"], name);
+        assert!(made["virtual_size"].as_i64().unwrap() >= MIB);
+        let vdi = made["vdi"].as_str().unwrap();
+        let dp = json!({"dbg": "t", "dp": name_of(name), "sr": site.sr, "vdi": vdi});
+        let mut attach = dp.clone();
+        attach["read_write"] = json!(true);
+        let info = caller.result("VDI.attach", &attach).unwrap();
+        assert_eq!(info["params"], format!("zerotap:{}/{vdi}", site.sr));
+        assert_eq!((&info["o_direct"], &info["o_direct_reason"]), (&json!(true), &json!("")));
+        let backend = caller.result("VDI.attach2", &attach).unwrap();
+        assert_eq!(backend["implementations"][0][1]["params"], info["params"]);
+        caller.result("VDI.activate", &dp).unwrap();
+        let mut dp = dp;
+        dp["vm"] = json!("0");
+        let socket = caller.result("DATA.get_nbd_server", &dp).unwrap();
+        assert_eq!(caller.result("DATA.MIRROR.get_nbd_server", &dp).unwrap(), socket);
+        assert!(std::path::Path::new(socket.as_str().unwrap()).exists(), "{socket}");
+        caller.result("VDI.deactivate", &dp).unwrap();
+        caller.result("VDI.detach", &dp).unwrap();
+        let named = json!({"dbg": "t", "sr": site.sr, "name": name});
+        assert_eq!(caller.result("VDI.get_by_name", &named).unwrap()["vdi"], vdi);
+        caller.result("VDI.destroy", &site.vdi(vdi)).unwrap();
+        let gone = caller.call("VDI.get_by_name", &named).unwrap().expect_err("gone");
+        assert_eq!(gone, json!(["Vdi_does_not_exist", name]));
+    }
+    site.end();
+}
+
+fn name_of(name: &str) -> String {
+    format!("storage_test/{}", name.len())
+}
+
+#[test]
+fn rows_that_xapi_sends_seldom() {
+    let site = Site::start();
+    let mut caller = site.caller();
+    let vdi = site.create(&mut caller);
+    let with = |more: Value| {
+        let mut params = site.vdi(&vdi);
+        params.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        params
+    };
+    let null = |caller: &mut Caller, method: &str, params: &Value| {
+        assert_eq!(caller.result(method, params).unwrap(), Value::Null, "{method}");
+    };
+    null(&mut caller, "VDI.epoch_begin", &with(json!({"vm": "5", "persistent": true})));
+    null(&mut caller, "VDI.epoch_end", &with(json!({"vm": "5"})));
+    let reset = caller.call("VDI.epoch_begin", &with(json!({"vm": "5", "persistent": false})));
+    assert_eq!(reset.unwrap().expect_err("not declared")[0], "Unimplemented");
+    null(&mut caller, "VDI.set_persistent", &with(json!({"persistent": false})));
+    null(&mut caller, "VDI.add_tags", &with(json!({"key": "blue"})));
+    null(&mut caller, "VDI.add_tags", &with(json!({"key": "blue"})));
+    let introduce = json!({"dbg": "t", "sr": site.sr, "uuid": uuid().unwrap(), "sm_config": {},
+        "location": vdi});
+    let info = caller.result("VDI.introduce", &introduce).unwrap();
+    assert_eq!((&info["persistent"], &info["tags"]), (&json!(false), &json!(["blue"])));
+    null(&mut caller, "VDI.remove_tags", &with(json!({"key": "blue"})));
+    let similar = caller.result("VDI.similar_content", &site.vdi(&vdi)).unwrap();
+    assert_eq!(similar, json!([]));
+    let sr = json!({"dbg": "t", "sr": site.sr});
+    assert_eq!(caller.result("SR.scan", &sr).unwrap()[0]["tags"], json!([]));
+    null(&mut caller, "SR.reset", &sr);
+    assert_eq!(caller.result("SR.list", &json!({"dbg": "t"})).unwrap(), json!([]));
+    site.end();
+}

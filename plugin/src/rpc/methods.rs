@@ -91,6 +91,7 @@ fn table(core: Arc<Core>) -> Table {
     let mut table = Table { module: RpcModule::from_arc(core), by_name: HashMap::new() };
     super::smapi2::add_to(&mut table);
     super::smapi3::add_to(&mut table);
+    super::further::add_to(&mut table);
     super::admin::add_to(&mut table);
     table
 }

@@ -6,6 +6,7 @@
 
 mod admin;
 pub mod diagnostics;
+mod further;
 pub mod listen;
 pub mod methods;
 pub mod peer;

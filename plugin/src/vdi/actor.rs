@@ -22,6 +22,9 @@ pub type Reply<T> = oneshot::Sender<Result<T, StorageError>>;
 #[expect(missing_docs, reason = "the fields are the record's")]
 pub enum Edit {
     NameLabel(String),
+    Persistent(bool),
+    AddTag(String),
+    RemoveTag(String),
     NameDescription(String),
     ContentId(String),
     SetSmConfig { key: String, value: String },

@@ -99,6 +99,10 @@ fn is_open(error: &StorageError) -> bool {
 fn apply(record: &mut Record, edit: Edit) {
     match edit {
         Edit::NameLabel(name) => record.name_label = name,
+        Edit::Persistent(persistent) => record.persistent = persistent,
+        Edit::AddTag(tag) if record.tags.contains(&tag) => {}
+        Edit::AddTag(tag) => record.tags.push(tag),
+        Edit::RemoveTag(tag) => record.tags.retain(|other| *other != tag),
         Edit::NameDescription(text) => record.name_description = text,
         Edit::ContentId(id) => record.content_id = id,
         Edit::SetSmConfig { key, value } => {
