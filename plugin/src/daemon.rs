@@ -18,9 +18,12 @@ use crate::worker::{Launcher, Workers};
 use anyhow::{Context, Result, bail};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
+use std::ffi::OsStr;
 use std::fs::{DirBuilder, File};
 use std::io::IsTerminal;
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -93,6 +96,7 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
     let (version, pid) = (env!("CARGO_PKG_VERSION"), std::process::id());
     let socket = config.rpc_socket();
     tracing::info!(version, pid, host = %config.host, socket = %socket.display(), "zerotap serves");
+    tell_service_manager();
 
     tokio::select! {
         _ = terminate.recv() => tracing::info!("SIGTERM: stopping; workers go on"),
@@ -118,6 +122,23 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
     }
     tracing::info!("zerotap has stopped");
     Ok(())
+}
+
+/// Says READY=1 where systemd asked to be told: what is ordered after us can begin.
+fn tell_service_manager() {
+    let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    if let Err(error) = say_ready(&name) {
+        tracing::warn!(%error, ?name, "the service manager was not told that we are ready");
+    }
+}
+
+/// sd_notify(3): a path, or an abstract name behind an `@`.
+fn say_ready(name: &OsStr) -> std::io::Result<()> {
+    let address = match name.as_encoded_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+        _ => SocketAddr::from_pathname(name)?,
+    };
+    UnixDatagram::unbound()?.send_to_addr(b"READY=1", &address).map(drop)
 }
 
 /// xenstore-rs takes its socket from the environment alone, and to change our own would be unsafe:
@@ -185,5 +206,29 @@ fn lock(path: &Path) -> Result<File> {
             path.display()
         ),
         Err(error) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_manager_is_told_by_path_and_by_abstract_name() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("notify");
+        let abstract_name = format!("zerotap-test-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(&abstract_name).expect("a name");
+        for (socket, name) in [
+            (UnixDatagram::bind(&path), path.clone().into_os_string()),
+            (UnixDatagram::bind_addr(&address), format!("@{abstract_name}").into()),
+        ] {
+            let socket = socket.expect("bound");
+            say_ready(&name).expect("somebody listens");
+            let mut said = [0; 16];
+            let length = socket.recv(&mut said).expect("said");
+            assert_eq!(&said[..length], b"READY=1");
+        }
+        assert!(say_ready(OsStr::new("/nowhere/at-all")).is_err());
     }
 }

@@ -23,6 +23,7 @@ pub mod number {
     pub const VDI_CREATE: u16 = 78;
     pub const VDI_SIZE: u16 = 79;
     pub const VDI_DELETE: u16 = 80;
+    pub const VDI_SNAPSHOT: u16 = 82;
     pub const CONFIG_MISSING: u16 = 90;
     pub const CONFIG_INVALID: u16 = 91;
     pub const VDI_RESIZE: u16 = 110;

@@ -364,6 +364,13 @@ params! {
         /// What is wanted; the answer is what was made, never smaller.
         pub vdi_info: VdiInfo,
     }
+    /// `VDI.snapshot` and `VDI.clone`.
+    pub struct VdiCopyParams {
+        /// The SR's uuid.
+        pub sr: String,
+        /// Its `vdi` is the source's key; names and snapshot fields are those of the new VDI.
+        pub vdi_info: VdiInfo,
+    }
     /// `VDI.resize`.
     pub struct VdiResizeParams {
         /// The SR's uuid.

@@ -14,8 +14,8 @@ use crate::smapi2::{
     Backend, DpDestroyParams, DpParams, DpStat, DpStatParams, NoParams, Pairs, ProbeResult,
     QueryResult, SrAttachParams, SrCreateParams, SrInfo, SrNameDescriptionParams,
     SrNameLabelParams, SrParams, SrProbeParams, VdiAddSmConfigParams, VdiAttachParams,
-    VdiContentIdParams, VdiCreateParams, VdiInfo, VdiNameDescriptionParams, VdiNameLabelParams,
-    VdiParams, VdiRemoveSmConfigParams, VdiResizeParams,
+    VdiContentIdParams, VdiCopyParams, VdiCreateParams, VdiInfo, VdiNameDescriptionParams,
+    VdiNameLabelParams, VdiParams, VdiRemoveSmConfigParams, VdiResizeParams,
 };
 
 methods! {
@@ -51,6 +51,10 @@ methods! {
     "VDI.destroy" => VdiDestroy(VdiParams) -> ();
     /// What a VDI is.
     "VDI.stat" => VdiStat(VdiParams) -> VdiInfo;
+    /// Keep a VDI's content of this moment in a new VDI.
+    "VDI.snapshot" => VdiSnapshot(VdiCopyParams) -> VdiInfo;
+    /// Make a writable VDI with another's content.
+    "VDI.clone" => VdiClone(VdiCopyParams) -> VdiInfo;
     /// Grow a VDI that is not active; the answer is the new size in bytes.
     "VDI.resize" => VdiResize(VdiResizeParams) -> i64;
     /// Rename a VDI.

@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod demo;
+mod dist;
 mod packages;
 mod process;
 mod queries;
@@ -37,6 +38,8 @@ enum Command {
     Xen(xen::Options),
     /// Check the daemon's SQL against its migrations, or renew .sqlx after a change to either.
     Queries(queries::Options),
+    /// Make static programs, a .deb and an .rpm, and try what is in the packages.
+    Dist(dist::Options),
     /// Measure beside fio and beside the kernel's blkback.
     Bench(bench::Options),
 }
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test::run(&options),
         Command::Xen(options) => xen::run(&options),
         Command::Queries(options) => queries::run(&options),
+        Command::Dist(options) => dist::run(&options),
         Command::Bench(options) => bench::run(&options),
     };
     exit_code(done)

@@ -53,6 +53,18 @@ pub(crate) const CC: Package = Package {
     program: "cc",
     why: "the genuine xenstored runs without a hypervisor on stand-ins compiled on the spot",
 };
+pub(crate) const XFSPROGS: Package = Package {
+    name: "xfsprogs",
+    program: "mkfs.xfs",
+    why: "snapshots of disks in use are tested on a file system that shares extents",
+};
+pub(crate) const RPM: Package = Package {
+    name: "rpm",
+    program: "rpmbuild",
+    why: "it makes the package for XCP-ng, whose dom0 is of the RPM kind",
+};
+pub(crate) const CPIO: Package =
+    Package { name: "cpio", program: "cpio", why: "it unpacks what rpmbuild made, to try it" };
 pub(crate) const SQLITE: Package = Package {
     name: "sqlite3",
     program: "sqlite3",

@@ -29,17 +29,29 @@ impl SimHost {
     /// Builds what is missing and starts it. `storage` is where disks lie: a file system that knows
     /// direct I/O, so not the temporary directory.
     pub(crate) fn start(profile: &str) -> Result<Self> {
+        let target = workspace::target_dir();
+        let programs = target.join(if profile == "dev" { "debug" } else { profile });
+        Self::start_from(profile, &programs, None)
+    }
+
+    /// The same with the daemon that lies in `daemon_dir`.
+    pub(crate) fn start_from(
+        profile: &str,
+        daemon_dir: &Path,
+        config: Option<&Path>,
+    ) -> Result<Self> {
         let mut build = workspace::cargo(&["build", "--profile", profile]);
         build.args(["-p", "zerotap", "-p", "zerotap-datapath", "-p", "zerotap-tests", "--bins"]);
         process::run(&mut build)?;
         let target = workspace::target_dir();
-        let programs = target.join(if profile == "dev" { "debug" } else { profile });
+        let guests = target.join(if profile == "dev" { "debug" } else { profile });
+        let programs = daemon_dir.to_path_buf();
         let directory = target.join(format!("sim-host/{}", std::process::id()));
         let sim_dir = PathBuf::from(format!("/dev/shm/zerotap-sim-{}", std::process::id()));
         for needed in [&directory.join("sr"), &sim_dir] {
             fs::create_dir_all(needed).with_context(|| format!("create {}", needed.display()))?;
         }
-        let mut simhost = Command::new(programs.join("zerotap-simhost"))
+        let mut simhost = Command::new(guests.join("zerotap-simhost"))
             .arg("--dir")
             .arg(&sim_dir)
             .stdout(Stdio::piped())
@@ -50,7 +62,8 @@ impl SimHost {
         BufReader::new(stdout).read_line(&mut ready)?;
         ensure!(ready.trim() == "ready", "zerotap-simhost said {ready:?} instead of ready");
         let log = fs::File::create(directory.join("daemon.log"))?;
-        let daemon = Command::new(programs.join("zerotap"))
+        let mut daemon = Command::new(programs.join("zerotap"));
+        daemon
             .args(["serve", "--host", "sim", "--sim-dir"])
             .arg(&sim_dir)
             .arg("--run-dir")
@@ -59,9 +72,11 @@ impl SimHost {
             .arg(directory.join("state.db"))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .context("start zerotap serve")?;
+            .stderr(log);
+        if let Some(config) = config {
+            daemon.arg("--config").arg(config);
+        }
+        let daemon = daemon.spawn().context("start zerotap serve")?;
         let mut host = SimHost { programs, directory, sim_dir, daemon, simhost, keep: false };
         host.wait_ready()?;
         Ok(host)

@@ -40,8 +40,8 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
 /// Programs that tests start or unpack things with; the rest of real Xen's needs are its own
 /// affair.
 fn set_up() -> Result<()> {
-    use packages::{CC, E2FSPROGS, FIO, LIBNBD, QEMU_UTILS, SQLITE};
-    packages::ensure(&[CC, E2FSPROGS, FIO, LIBNBD, QEMU_UTILS, SQLITE])?;
+    use packages::{CC, E2FSPROGS, FIO, LIBNBD, QEMU_UTILS, SQLITE, XFSPROGS};
+    packages::ensure(&[CC, E2FSPROGS, FIO, LIBNBD, QEMU_UTILS, SQLITE, XFSPROGS])?;
     packages::ensure_lists()?;
     for (tool, component) in [("fmt", "rustfmt"), ("clippy", "clippy")] {
         if process::output(&mut workspace::cargo(&[tool, "--version"])).is_err() {

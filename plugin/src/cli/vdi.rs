@@ -10,12 +10,12 @@ use super::size;
 use clap::{ArgGroup, Args, Subcommand};
 use usage::Use;
 use zerotap_rpc_schema::smapi2::{
-    DpStatParams, SrInfo, SrParams, VdiCreateParams, VdiInfo, VdiNameDescriptionParams,
-    VdiNameLabelParams, VdiResizeParams,
+    DpStatParams, SrInfo, SrParams, VdiCopyParams, VdiCreateParams, VdiInfo,
+    VdiNameDescriptionParams, VdiNameLabelParams, VdiResizeParams,
 };
 use zerotap_rpc_schema::table::{
-    DpStatVdi, SrList, SrScan2, VdiCreate, VdiDestroy, VdiResize, VdiSetNameDescription,
-    VdiSetNameLabel, VdiStat, WorkerList,
+    DpStatVdi, SrList, SrScan2, VdiClone, VdiCreate, VdiDestroy, VdiResize, VdiSetNameDescription,
+    VdiSetNameLabel, VdiSnapshot, VdiStat, WorkerList,
 };
 
 const CREATE_EXAMPLES: &str = "\
@@ -25,6 +25,15 @@ Examples:
   zerotap vdi create --sr $SR --name lun0 --device /dev/mapper/lun0
 
 Sizes are powers of 1024 (10G = 10GiB) and rounded up to 4 KiB. The VDI's uuid is printed.";
+
+const COPY_EXAMPLES: &str = "\
+Examples:
+  zerotap vdi snapshot $VDI --name before-upgrade
+  zerotap vdi clone $SNAPSHOT --name second-try
+
+Neither needs the other afterwards: any may be destroyed first. On XFS and btrfs extents are shared:
+it takes no time and no space, and the VDI may be in use. Elsewhere the data is copied, and the VDI
+must not be active; the daemon's log tells how far it is.";
 
 const USE_EXAMPLES: &str = "\
 Example: the four steps of a VDI's use by domain 5
@@ -49,6 +58,12 @@ pub(crate) enum Verb {
     /// Show a VDI and the datapaths that use it
     #[command(after_help = "--json prints VDI.stat's result; DP.stat_vdi gives the datapaths.")]
     Show(Which),
+    /// Keep a VDI's content of this moment in a new VDI, and print that one's uuid
+    #[command(after_help = COPY_EXAMPLES)]
+    Snapshot(Copy),
+    /// Make a writable VDI with another's content, and print its uuid
+    #[command(after_help = COPY_EXAMPLES)]
+    Clone(Copy),
     /// Grow a VDI that is not active
     Resize(Resize),
     /// Rename or describe a VDI
@@ -98,6 +113,15 @@ pub(crate) struct Ls {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Copy {
+    #[command(flatten)]
+    which: Which,
+    /// The new VDI's name; the source's when absent
+    #[arg(long)]
+    name: Option<String>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Resize {
     #[command(flatten)]
     which: Which,
@@ -132,6 +156,16 @@ pub(crate) async fn run(verb: Verb, context: &Context) -> Result<(), Failure> {
         }
         Verb::Ls(args) => list(args, context).await,
         Verb::Show(which) => show(&which, context).await,
+        Verb::Snapshot(args) => {
+            let params = copy(args, context).await?;
+            let made = context.call::<VdiSnapshot>(&params).await?;
+            context.show(&made, |made| format!("{}\n", render::uuid(made)))
+        }
+        Verb::Clone(args) => {
+            let params = copy(args, context).await?;
+            let made = context.call::<VdiClone>(&params).await?;
+            context.show(&made, |made| format!("{}\n", render::uuid(made)))
+        }
         Verb::Resize(args) => resize(&args, context).await,
         Verb::Rename(args) => rename(args, context).await,
         Verb::Attach(args) => usage::attach(&args, context).await,
@@ -159,6 +193,19 @@ async fn create(args: Create, context: &Context) -> Result<(), Failure> {
     let params = VdiCreateParams { dbg: DBG.into(), sr: args.sr, vdi_info };
     let made = context.call::<VdiCreate>(&params).await?;
     context.show(&made, |made| format!("{}\n", render::uuid(made)))
+}
+
+/// A copy is described by its source.
+async fn copy(args: Copy, context: &Context) -> Result<VdiCopyParams, Failure> {
+    let place = locate::vdi(context, &args.which).await?;
+    let mut vdi_info = context.call::<VdiStat>(&place).await?;
+    if let Some(name) = args.name {
+        vdi_info.name_label = name;
+    }
+    // A snapshot of a snapshot is one of this moment and of this VDI.
+    let fresh = VdiInfo::new("", 0);
+    (vdi_info.snapshot_time, vdi_info.snapshot_of) = (fresh.snapshot_time, String::new());
+    Ok(VdiCopyParams { dbg: DBG.into(), sr: place.sr, vdi_info })
 }
 
 async fn list(args: Ls, context: &Context) -> Result<(), Failure> {

@@ -3,11 +3,12 @@
 use crate::rpc::methods::Table;
 use crate::rpc::{Core, diagnostics, to_the_end};
 use crate::sr::file::SrEdit;
+use crate::state::now;
 use crate::vdi::VdiId;
 use crate::vdi::actor::Edit;
 use std::sync::Arc;
 use zerotap_rpc_schema::smapi2::{
-    Mode, Pairs, ProbeResult, QueryResult, SrCreateParams, VdiAttachParams,
+    Mode, Pairs, ProbeResult, QueryResult, SrCreateParams, VdiAttachParams, VdiCopyParams, VdiInfo,
 };
 use zerotap_rpc_schema::{StorageError, table};
 
@@ -21,6 +22,8 @@ const FEATURES: &[&str] = &[
     "SR_PROBE",
     "SR_UPDATE",
     "VDI_CREATE",
+    "VDI_CLONE",
+    "VDI_SNAPSHOT",
     "VDI_DELETE",
     "VDI_ATTACH",
     "VDI_DETACH",
@@ -107,6 +110,35 @@ pub(super) async fn edit_sr(core: Arc<Core>, sr: String, edit: SrEdit) -> Result
     core.srs.get(&sr)?.run(move |file| file.edit(edit)).await
 }
 
+/// What a snapshot shall be, from what VDI.snapshot was given: the source's description, with the
+/// snapshot's names, and its time and source where the caller told them.
+pub(super) fn as_snapshot(source: VdiInfo, now: &str) -> VdiInfo {
+    let untold = source.snapshot_time == VdiInfo::new("", 0).snapshot_time;
+    VdiInfo {
+        is_a_snapshot: true,
+        // As XenAPI writes it: 20261231T23:59:59Z.
+        snapshot_time: if untold { now.replace('-', "") } else { source.snapshot_time },
+        snapshot_of: if source.snapshot_of.is_empty() {
+            source.vdi.clone()
+        } else {
+            source.snapshot_of
+        },
+        ..source
+    }
+}
+
+/// What a clone shall be: writable, and no snapshot, whatever its source is.
+pub(super) fn as_clone(source: VdiInfo) -> VdiInfo {
+    let fresh = VdiInfo::new("", 0);
+    VdiInfo {
+        is_a_snapshot: false,
+        snapshot_time: fresh.snapshot_time,
+        snapshot_of: String::new(),
+        read_only: false,
+        ..source
+    }
+}
+
 fn volumes(table: &mut Table) {
     table.add::<table::VdiCreate, _, _>(|core, params| async move {
         core.registry.create(&params.sr, params.vdi_info).await
@@ -116,6 +148,16 @@ fn volumes(table: &mut Table) {
     });
     table.add::<table::VdiStat, _, _>(|core, params| async move {
         core.srs.get(&params.sr)?.run(move |file| file.volume_info(&params.vdi)).await
+    });
+    table.add::<table::VdiSnapshot, _, _>(|core, params| async move {
+        let VdiCopyParams { sr, vdi_info, .. } = params;
+        let source = VdiId::new(sr, vdi_info.vdi.clone());
+        core.registry.copy(&source, as_snapshot(vdi_info, &now())).await
+    });
+    table.add::<table::VdiClone, _, _>(|core, params| async move {
+        let VdiCopyParams { sr, vdi_info, .. } = params;
+        let source = VdiId::new(sr, vdi_info.vdi.clone());
+        core.registry.copy(&source, as_clone(vdi_info)).await
     });
     table.add::<table::VdiResize, _, _>(|core, params| async move {
         core.registry.resize(&VdiId::new(params.sr, params.vdi), params.new_size).await

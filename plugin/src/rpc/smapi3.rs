@@ -7,6 +7,7 @@
 use crate::rpc::methods::Table;
 use crate::rpc::{Core, diagnostics, smapi2, to_the_end};
 use crate::sr::file::SrEdit;
+use crate::state::now;
 use crate::vdi::VdiId;
 use crate::vdi::actor::Edit;
 use std::sync::Arc;
@@ -150,6 +151,12 @@ fn volumes(table: &mut Table) {
     table.add::<table::VolumeDestroy, _, _>(|core, params| async move {
         core.registry.destroy(&VdiId::new(params.sr, params.key)).await
     });
+    table.add::<table::VolumeSnapshot, _, _>(|core, params| async move {
+        copy(&core, params.sr, params.key, |source| smapi2::as_snapshot(source, &now())).await
+    });
+    table.add::<table::VolumeClone, _, _>(|core, params| async move {
+        copy(&core, params.sr, params.key, smapi2::as_clone).await
+    });
     table.add::<table::VolumeResize, _, _>(|core, params| async move {
         let vdi = VdiId::new(params.sr, params.key);
         core.registry.resize(&vdi, params.new_size).await.map(drop)
@@ -157,6 +164,21 @@ fn volumes(table: &mut Table) {
     table.add::<table::VolumeStat, _, _>(|core, params| async move {
         look_at(&core, &params.sr, params.key).await
     });
+}
+
+/// A copy, described by its source.
+async fn copy(
+    core: &Core,
+    sr: String,
+    key: String,
+    wanted: impl FnOnce(VdiInfo) -> VdiInfo,
+) -> Result<Volume, StorageError> {
+    let of = key.clone();
+    let mut source = core.srs.get(&sr)?.run(move |file| file.volume_info(&of)).await?;
+    let fresh = VdiInfo::new("", 0);
+    (source.snapshot_time, source.snapshot_of) = (fresh.snapshot_time, String::new());
+    let made = core.registry.copy(&VdiId::new(sr.clone(), key), wanted(source)).await?;
+    look_at(core, &sr, made.vdi).await
 }
 
 async fn look_at(core: &Core, sr: &str, key: String) -> Result<Volume, StorageError> {

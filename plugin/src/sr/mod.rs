@@ -6,6 +6,7 @@
 
 pub mod attached;
 pub mod catalog;
+mod copy;
 pub mod file;
 pub mod image;
 mod keys;
@@ -26,6 +27,8 @@ use zerotap_rpc_schema::smapi2::{Pairs, Probe};
 
 /// How long an answer waits for the file system.
 pub const FILE_DEADLINE: Duration = Duration::from_secs(30);
+/// The same for a volume's data that is copied.
+pub const COPY_DEADLINE: Duration = Duration::from_secs(24 * 3600);
 /// The most calls that work on one SR's files at a time: one that hangs takes no more threads.
 const FILE_WORK_MAX: usize = 16;
 /// device-config's one key.
@@ -73,6 +76,18 @@ impl Sr {
         &self,
         work: impl FnOnce(&FileSr) -> Result<T, StorageError> + Send + 'static,
     ) -> Result<T, StorageError> {
+        self.run_for(FILE_DEADLINE, work).await
+    }
+
+    /// The same for work that moves a volume's data, which lasts as long as there is data.
+    ///
+    /// # Errors
+    /// As [`Sr::run`].
+    pub async fn run_for<T: Send + 'static>(
+        &self,
+        deadline: Duration,
+        work: impl FnOnce(&FileSr) -> Result<T, StorageError> + Send + 'static,
+    ) -> Result<T, StorageError> {
         let (file, places) = (Arc::clone(&self.file), Arc::clone(&self.places));
         let at_work = async {
             let place = places.acquire_owned().await;
@@ -83,7 +98,7 @@ impl Sr {
             };
             tokio::task::spawn_blocking(work).await
         };
-        match tokio::time::timeout(FILE_DEADLINE, at_work).await {
+        match tokio::time::timeout(deadline, at_work).await {
             Ok(Ok(result)) => result,
             Ok(Err(panic)) => Err(StorageError::Internal(format!("file work failed: {panic}"))),
             Err(_) => {
@@ -91,7 +106,7 @@ impl Sr {
                     "the file system of {} has not answered for {} s. See that it does (a network \
                      file system's server?), then try again",
                     self.file.dir().display(),
-                    FILE_DEADLINE.as_secs()
+                    deadline.as_secs()
                 );
                 Err(StorageError::backend(number::SR_UNAVAILABLE, text))
             }

@@ -39,6 +39,7 @@ pub enum Edit {
 pub enum Command {
     Create { record: Box<Record>, reply: Reply<VdiInfo> },
     Destroy { reply: Reply<()> },
+    Copy { record: Box<Record>, reply: Reply<VdiInfo> },
     Resize { size: i64, reply: Reply<i64> },
     Edit { edit: Edit, reply: Reply<()> },
     Attach { dp: String, domain: String, mode: Mode, reply: Reply<Backend> },
@@ -85,6 +86,7 @@ impl Vdi<'_> {
         match command {
             Command::Create { record, reply } => answer(reply, self.create(*record).await),
             Command::Destroy { reply } => answer(reply, self.destroy().await),
+            Command::Copy { record, reply } => answer(reply, self.copy(*record).await),
             Command::Resize { size, reply } => answer(reply, self.resize(size).await),
             Command::Edit { edit, reply } => answer(reply, self.edit(edit).await),
             Command::Attach { dp, domain, mode, reply } => {

@@ -144,6 +144,20 @@ impl Registry {
         self.ask(&vdi, |reply| Command::Create { record: Box::new(record), reply }).await
     }
 
+    /// VDI.snapshot and VDI.clone: a new VDI, as `wanted`, with the content of `vdi`.
+    ///
+    /// # Errors
+    /// No such VDI; no space; it is in use and the file system cannot share extents.
+    pub async fn copy(
+        self: &Arc<Self>,
+        vdi: &VdiId,
+        wanted: VdiInfo,
+    ) -> Result<VdiInfo, StorageError> {
+        let (place, key) = (self.srs.get(&vdi.sr)?, vdi.vdi.clone());
+        let record: Record = place.run(move |file| file.plan_copy(&key, wanted)).await?;
+        self.ask(vdi, |reply| Command::Copy { record: Box::new(record), reply }).await
+    }
+
     /// VDI.destroy.
     ///
     /// # Errors

@@ -3,11 +3,14 @@
 //! They refuse what would pull a volume from under its users; the SR does the rest. Run by the
 //! VDI's actor alone.
 
-use crate::sr::Sr;
 use crate::sr::attached::internal;
+use crate::sr::file::FileSr;
 use crate::sr::record::Record;
+use crate::sr::{COPY_DEADLINE, Sr};
 use crate::state::Operation;
+use crate::vdi::VdiId;
 use crate::vdi::actor::{Edit, Vdi};
+use std::time::Instant;
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::error::number;
 use zerotap_rpc_schema::smapi2::{VdiInfo, VdiState};
@@ -23,6 +26,27 @@ impl Vdi<'_> {
         }
         let made = made?;
         tracing::info!(vdi = %self.id, bytes = made.virtual_size, "VDI created");
+        Ok(made)
+    }
+
+    /// Run by the source's actor: nobody activates or grows the source meanwhile.
+    pub(super) async fn copy(&self, record: Record) -> Result<VdiInfo, StorageError> {
+        let sr = self.registry.srs.get(&self.id.sr)?;
+        self.retry_leaked().await?;
+        let state = &self.registry.state;
+        let held = state.datapaths(self.id).await.map_err(internal)?;
+        let in_use = held.iter().any(|held| matches!(held.state, VdiState::Activated(_)));
+        let copy = VdiId::new(self.id.sr.clone(), record.key.clone());
+        let intent = state.begin(&copy, &Operation::CreateVdi).await.map_err(internal)?;
+        let (source, started) = (self.id.vdi.clone(), Instant::now());
+        let work = move |file: &FileSr| file.copy(&source, &record, in_use);
+        let made = sr.run_for(COPY_DEADLINE, work).await;
+        if made.as_ref().err().is_none_or(|error| !is_open(error)) {
+            state.settle(intent).await.map_err(internal)?;
+        }
+        let made = made?;
+        let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        tracing::info!(vdi = %self.id, %copy, snapshot = made.is_a_snapshot, ms, "VDI copied");
         Ok(made)
     }
 

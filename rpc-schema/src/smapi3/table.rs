@@ -84,6 +84,10 @@ scripts! {
     "Volume.set" => VolumeSet(VolumeSetParams) -> ();
     /// Keep a key no longer.
     "Volume.unset" => VolumeUnset(VolumeUnsetParams) -> ();
+    /// Keep a volume's content of this moment in a new volume.
+    "Volume.snapshot" => VolumeSnapshot(VolumeParams) -> Volume, gives ["VDI_SNAPSHOT"];
+    /// Make a writable volume with another's content.
+    "Volume.clone" => VolumeClone(VolumeParams) -> Volume, gives ["VDI_CLONE"];
     /// Grow a volume.
     "Volume.resize" => VolumeResize(VolumeResizeParams) -> (), gives ["VDI_RESIZE"];
     /// What a volume is.

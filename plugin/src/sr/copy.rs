@@ -1,0 +1,209 @@
+//! Snapshots and clones: a new volume with another one's content, and no tie between the two.
+//!
+//! Extents are shared where the file system can (FICLONE: XFS, btrfs); elsewhere what is not a hole
+//! is copied. The kernel makes a shared copy of one moment: it waits for direct I/O that is under
+//! way and holds back what comes (Linux `fs/xfs/xfs_reflink.c`, `xfs_reflink_remap_prep`), so a
+//! disk may be in use meanwhile. A copy is of no one moment: a disk in use is refused one.
+
+use crate::sr::catalog::failed;
+use crate::sr::file::{FileSr, bytes};
+use crate::sr::record::Record;
+use rustix::fs::{Mode, OFlags, SeekFrom, ioctl_ficlone};
+use rustix::io::Errno;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
+use zerotap_rpc_schema::StorageError;
+use zerotap_rpc_schema::error::number;
+use zerotap_rpc_schema::smapi2::VdiInfo;
+
+/// Bytes copied by one call.
+const PIECE_BYTES_MAX: u64 = 64 << 20;
+/// How often a copy that lasts tells how far it is.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
+
+impl FileSr {
+    /// What a copy of `source` as `wanted` would be: a new key, the source's size. Nothing is made
+    /// yet.
+    ///
+    /// # Errors
+    /// No such volume; a block device, which cannot be copied within its SR.
+    pub fn plan_copy(&self, source: &str, wanted: VdiInfo) -> Result<Record, StorageError> {
+        let from = self.volume(source)?;
+        if let Some(device) = &from.device {
+            let text = format!(
+                "cannot copy VDI {source}: it is the block device {device}. Create a VDI of its \
+                 size and copy it with a tool such as dd"
+            );
+            return Err(StorageError::backend(number::VDI_SNAPSHOT, text));
+        }
+        let key = uuid::Uuid::new_v4().to_string();
+        let wanted = VdiInfo { sm_config: from.sm_config.clone(), ty: from.ty.clone(), ..wanted };
+        Ok(Record::new(key, from.virtual_size, None, wanted))
+    }
+
+    /// Makes the planned volume with the content of `source`: data first, then the record.
+    /// `in_use`: something may write to the source meanwhile.
+    ///
+    /// # Errors
+    /// A full disk; the source is in use and extents cannot be shared. Nothing is left then.
+    pub fn copy(
+        &self,
+        source: &str,
+        record: &Record,
+        in_use: bool,
+    ) -> Result<VdiInfo, StorageError> {
+        let from = self.volume(source)?;
+        let copied = self.copy_data(&from, record, in_use).and_then(|()| self.write_copy(record));
+        if let Err(error) = copied {
+            self.discard_data(&record.key)?;
+            return Err(error);
+        }
+        Ok(self.tell(record))
+    }
+
+    fn write_copy(&self, record: &Record) -> Result<(), StorageError> {
+        self.catalog.write(record)
+    }
+
+    fn copy_data(&self, from: &Record, to: &Record, in_use: bool) -> Result<(), StorageError> {
+        let source = self.dir().join(Record::data_file(&from.key));
+        let target = self.dir().join(Record::data_file(&to.key));
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let read = rustix::fs::open(&source, flags, Mode::empty())
+            .map_err(|error| failed("open", &source, &error.into()))?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let write = rustix::fs::open(&target, flags, Mode::from(0o600))
+            .map_err(|error| failed("create", &target, &error.into()))?;
+        let written = match ioctl_ficlone(&write, &read) {
+            Ok(()) => Ok(()),
+            Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::INVAL | Errno::XDEV) => {
+                self.check_copy(&from.key, &read, in_use)?;
+                copy_extents(&from.key, &read, &write)
+            }
+            Err(error) => Err(error),
+        };
+        written
+            .and_then(|()| rustix::fs::fsync(&write))
+            .and_then(|()| {
+                let dir = rustix::fs::open(self.dir(), OFlags::RDONLY, Mode::empty())?;
+                rustix::fs::fsync(dir)
+            })
+            .map_err(|error| failed("write", &target, &error.into()))
+    }
+
+    /// Whether the data may be copied, where its extents cannot be shared.
+    fn check_copy(&self, key: &str, data: &OwnedFd, in_use: bool) -> Result<(), StorageError> {
+        if in_use {
+            let text = format!(
+                "cannot copy VDI {key} while it is active: the file system of {} cannot share \
+                 extents (FICLONE), and a plain copy of a disk in use would be of no one moment. \
+                 Deactivate it first, or move the SR to XFS or btrfs",
+                self.dir().display()
+            );
+            return Err(StorageError::backend(number::VDI_SNAPSHOT, text));
+        }
+        let size = std::fs::File::from(
+            data.try_clone().map_err(|e| StorageError::Internal(e.to_string()))?,
+        )
+        .metadata()
+        .map_or(0, |data| i64::try_from(data.blocks() * 512).unwrap_or(i64::MAX));
+        let space = self.space()?;
+        let free = bytes(space.f_bavail, space.f_frsize);
+        if size > free {
+            let text = format!(
+                "cannot copy VDI {key}: it holds {size} bytes and the file system of {} has {free} \
+                 free. Free some space first",
+                self.dir().display()
+            );
+            return Err(StorageError::backend(number::SR_NO_SPACE, text));
+        }
+        Ok(())
+    }
+}
+
+/// Copies what is no hole; the copy is as long as the source.
+fn copy_extents(key: &str, from: &OwnedFd, to: &OwnedFd) -> Result<(), Errno> {
+    let end = rustix::fs::seek(from, SeekFrom::End(0))?;
+    rustix::fs::ftruncate(to, end)?;
+    let (mut at, mut told) = (0, Instant::now());
+    while at < end {
+        let data = match rustix::fs::seek(from, SeekFrom::Data(at)) {
+            Ok(data) => data,
+            // Only a hole is left.
+            Err(Errno::NXIO) => break,
+            Err(error) => return Err(error),
+        };
+        let hole = rustix::fs::seek(from, SeekFrom::Hole(data))?;
+        let (mut read, mut write) = (data, data);
+        while read < hole {
+            let piece = usize::try_from((hole - read).min(PIECE_BYTES_MAX)).unwrap_or(1 << 20);
+            let copied =
+                rustix::fs::copy_file_range(from, Some(&mut read), to, Some(&mut write), piece)?;
+            if copied == 0 {
+                // The source was cut meanwhile; its length said otherwise.
+                return Err(Errno::IO);
+            }
+            if told.elapsed() >= PROGRESS_INTERVAL {
+                told = Instant::now();
+                tracing::info!(vdi = key, done_bytes = read, of_bytes = end, "copying");
+            }
+        }
+        at = hole;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt;
+
+    const SR: &str = "8a6b0f4e-0d0c-4f0f-9a31-1f6d0b5a2c77";
+
+    fn sr_with_a_volume() -> (tempfile::TempDir, FileSr, String) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let sr = FileSr::new(SR.into(), dir.path().into(), false);
+        sr.create("test", "").expect("an empty directory takes an SR");
+        let planned = sr.plan(VdiInfo::new("disk", 8 << 20)).expect("room");
+        let key = sr.make(&planned).expect("made").vdi;
+        let data = std::fs::OpenOptions::new()
+            .write(true)
+            .open(dir.path().join(Record::data_file(&key)))
+            .expect("data");
+        data.write_all_at(&[7; 8192], 3 << 20).expect("room");
+        data.sync_all().expect("durable");
+        (dir, sr, key)
+    }
+
+    #[test]
+    fn a_copy_has_the_content_and_a_life_of_its_own() {
+        let (dir, sr, key) = sr_with_a_volume();
+        let planned = sr.plan_copy(&key, VdiInfo::new("copy", 0)).expect("planned");
+        let copy = sr.copy(&key, &planned, false).expect("copied");
+        assert_eq!((copy.virtual_size, copy.name_label.as_str()), (8 << 20, "copy"));
+        assert!(copy.physical_utilisation < 1 << 20, "holes stay holes: {copy:?}");
+        let file = |key: &str| dir.path().join(Record::data_file(key));
+        assert_eq!(std::fs::read(file(&key)).unwrap(), std::fs::read(file(&copy.vdi)).unwrap());
+        sr.remove(&key).expect("the copy does not need it");
+        let rest = std::fs::read(file(&copy.vdi)).unwrap();
+        assert!(rest[3 << 20..][..8192].iter().all(|&byte| byte == 7));
+    }
+
+    #[test]
+    fn holes_at_the_end_and_empty_files_are_copied() {
+        let dir = tempfile::tempdir().expect("a directory");
+        for (length, data) in [(0, None), (1 << 20, None), (1 << 20, Some(4096)), (5000, Some(0))] {
+            let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+            let source = std::fs::File::create(&from).expect("room");
+            source.set_len(length).expect("room");
+            if let Some(at) = data {
+                source.write_all_at(b"data", at).expect("room");
+            }
+            let target = std::fs::File::create(&to).expect("room");
+            let read = std::fs::File::open(&from).expect("there");
+            copy_extents("k", &read.into(), &target.into()).expect("copied");
+            assert_eq!(std::fs::read(&from).unwrap(), std::fs::read(&to).unwrap());
+        }
+    }
+}
