@@ -20,8 +20,12 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 const HOMEPAGE: &str = env!("CARGO_PKG_REPOSITORY");
 const LIBEXEC: &str = "usr/libexec/zerotap";
 
-/// Makes the packages and tries them.
 pub(crate) fn run(_: &Options) -> Result<bool> {
+    make_and_try().map(|()| true)
+}
+
+/// Makes the packages and tries them.
+pub(crate) fn make_and_try() -> Result<()> {
     packages::ensure(&[RPM, CPIO])?;
     process::run(&mut workspace::build_static())?;
     let work = workspace::target_dir().join("dist");
@@ -42,7 +46,7 @@ pub(crate) fn run(_: &Options) -> Result<bool> {
         fs::remove_dir_all(&root)?;
         println!("{}: unpacked, started, served a disk", package.display());
     }
-    Ok(true)
+    Ok(())
 }
 
 /// The files as they stand on a host.
