@@ -181,6 +181,40 @@ fn every_edit_of_a_volume_and_an_sr_is_seen() {
     assert!(report.as_str().unwrap().contains(&sr), "{report}");
 }
 
+/// A snapshot as XAPI takes it: the volume, then what it remembers of it, key by key.
+#[test]
+fn a_snapshot_and_its_clone_are_volumes_of_their_own() {
+    let host = Host::start().unwrap();
+    let script = StorageScript::install(&host).unwrap();
+    let (sr, dir) = plug_pbd(&host, &script).unwrap();
+    let key = create_vdi(&script, &sr, MIB).unwrap()["key"].clone();
+    let call = |method: &str, key: &Value, more: &[(&str, &str)]| {
+        let mut arguments = json!({"dbg": "t", "sr": sr, "key": key});
+        for (name, value) in more {
+            arguments[*name] = json!(value);
+        }
+        script.call(method, &arguments).unwrap()
+    };
+    let data = |key: &Value| dir.join(format!("{}.raw", key.as_str().unwrap()));
+    std::fs::write(data(&key), vec![9; 1 << 20]).unwrap();
+    let snapshot = call("Volume.snapshot", &key, &[])["key"].clone();
+    for (k, v) in [
+        ("snapshot_time", "20261231T23:59:59Z"),
+        ("is_a_snapshot", "true"),
+        ("snapshot_of", key.as_str().unwrap()),
+    ] {
+        call("Volume.set", &snapshot, &[("k", k), ("v", v)]);
+    }
+    let told = host.rpc().raw("VDI.stat", &json!({"sr": sr, "vdi": snapshot})).unwrap();
+    assert_eq!((&told["is_a_snapshot"], &told["snapshot_of"]), (&json!(true), &key));
+    let clone = call("Volume.clone", &snapshot, &[]);
+    assert_eq!((&clone["read_write"], &clone["virtual_size"]), (&json!(true), &json!(MIB)));
+    assert!(clone["keys"].get("is_a_snapshot").is_none(), "{clone}");
+    call("Volume.destroy", &key, &[]);
+    call("Volume.destroy", &snapshot, &[]);
+    assert_eq!(std::fs::read(data(&clone["key"])).unwrap(), vec![9; 1 << 20]);
+}
+
 #[test]
 fn every_failure_is_one_that_xapi_can_show() {
     let mut host = Host::start().unwrap();
