@@ -16,6 +16,8 @@ const DEFAULT_BACKEND_KIND: &str = "qdisk";
 /// will.
 const DEFAULT_LOG: &str = "info,xenstore_rs=error";
 const DEFAULT_BOOT_ID_FILE: &str = "/proc/sys/kernel/random/boot_id";
+/// XAPI's, which knows the host's uuid.
+const DEFAULT_INVENTORY_FILE: &str = "/etc/xensource-inventory";
 /// message-switch's, as XAPI's packages have it.
 const DEFAULT_SWITCH_SOCKET: &str = "/var/run/message-switch/sock";
 /// Where xapi-storage-script looks for executables.
@@ -69,6 +71,7 @@ struct File {
     worker_program: Option<PathBuf>,
     backend_kind: Option<String>,
     boot_id_file: Option<PathBuf>,
+    inventory_file: Option<PathBuf>,
     overcommit: Option<bool>,
     reattach_srs_at_boot: Option<bool>,
     log: Option<String>,
@@ -127,6 +130,8 @@ pub struct Config {
     pub backend_kind: String,
     /// Where the host's boot id is read; tests play a reboot with another.
     pub boot_id_file: PathBuf,
+    /// Where XAPI has the host's uuid. Without that file a made-up one is kept in the database.
+    pub inventory_file: PathBuf,
     /// Whether a VDI may be larger than the SR's free space.
     pub overcommit: bool,
     /// Whether SRs stay attached over a reboot of the host. XAPI wants not: it plugs its PBDs anew.
@@ -164,6 +169,7 @@ impl Config {
             },
             backend_kind: file.backend_kind.unwrap_or_else(|| DEFAULT_BACKEND_KIND.into()),
             boot_id_file: file.boot_id_file.unwrap_or_else(|| DEFAULT_BOOT_ID_FILE.into()),
+            inventory_file: file.inventory_file.unwrap_or_else(|| DEFAULT_INVENTORY_FILE.into()),
             overcommit: file.overcommit.unwrap_or(false),
             reattach_srs_at_boot: file.reattach_srs_at_boot.unwrap_or(false),
             log: file.log.unwrap_or_else(|| DEFAULT_LOG.into()),

@@ -5,14 +5,14 @@
 
 use crate::config::Config;
 pub use crate::config::ServeArgs;
-use crate::host::Host;
+use crate::host::{Host, installation_uuid};
 use crate::message_switch::MessageSwitch;
 use crate::rpc::listen::Door;
 use crate::rpc::{Core, methods};
 use crate::sr::Srs;
 use crate::state::{State, now};
 use crate::vbd::{VbdConfig, Vbds};
-use crate::vdi::{Registry, recover};
+use crate::vdi::{Registry, chores, recover};
 use crate::worker::set::NEWS_QUEUED_MAX;
 use crate::worker::{Launcher, Workers};
 use anyhow::{Context, Result, bail};
@@ -55,6 +55,8 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
         .with_context(|| format!("cannot read {}", config.boot_id_file.display()))?;
     let boot_id = boot_id.trim().to_string();
     let state = State::open(&config.state, &boot_id).await?;
+    let inventory = installation_uuid(&config.inventory_file);
+    let us = state.identity(inventory.as_deref()).await?;
     let void = state.void_other_boots(config.reattach_srs_at_boot).await?;
     if void.srs + void.datapaths + void.workers + void.intents > 0 {
         tracing::warn!(?void, "the host has booted since: what was in use then is void");
@@ -75,6 +77,7 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
         config.backend_kind.clone(),
     );
     recover::recover(&registry).await?;
+    let chores = tokio::spawn(chores::run(Arc::clone(&registry)));
     let kinds = vec![config.backend_kind.clone()];
     let vbds = Vbds::start(VbdConfig { kinds }, Arc::clone(&registry), received);
     let core = Arc::new(Core {
@@ -95,7 +98,7 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
     let serving = tokio::spawn(door.serve(methods::all(core), stop));
     let (version, pid) = (env!("CARGO_PKG_VERSION"), std::process::id());
     let socket = config.rpc_socket();
-    tracing::info!(version, pid, host = %config.host, socket = %socket.display(), "zerotap serves");
+    tracing::info!(version, pid, host = %config.host, uuid = us.host, socket = %socket.display(), "zerotap serves");
     tell_service_manager();
 
     tokio::select! {
@@ -105,6 +108,7 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
     if let Some(switch) = switch {
         switch.stop();
     }
+    chores.abort();
     // It fails when nobody serves any more, which is what it is for.
     let _ = calls.stop();
     let finished = async {

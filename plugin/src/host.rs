@@ -63,7 +63,48 @@ impl Host {
     }
 }
 
+/// The host's uuid as XAPI knows it, out of its inventory (lines of `KEY='value'`); `None` where
+/// there is no XAPI.
+#[must_use]
+pub fn installation_uuid(inventory: &Path) -> Option<String> {
+    let text = match std::fs::read_to_string(inventory) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+        Err(error) => {
+            tracing::warn!("cannot read {}: {error}", inventory.display());
+            return None;
+        }
+    };
+    let line = text.lines().find_map(|line| line.trim().strip_prefix("INSTALLATION_UUID="));
+    let uuid = line.map(|value| value.trim().trim_matches(['\'', '"']));
+    let uuid = uuid.filter(|uuid| uuid::Uuid::try_parse(uuid).is_ok());
+    if uuid.is_none() {
+        tracing::warn!("{} has no INSTALLATION_UUID", inventory.display());
+    }
+    uuid.map(str::to_ascii_lowercase)
+}
+
 fn open(path: &Path, flags: OFlags) -> Result<OwnedFd, String> {
     rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())
         .map_err(|error| format!("cannot open {}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_uuid_is_xapis_where_xapi_is() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("xensource-inventory");
+        assert_eq!(installation_uuid(&path), None);
+        let uuid = "4b0c7e3a-2f1d-4c8e-9a55-0d6c2f7b8e91";
+        for line in [format!("INSTALLATION_UUID='{uuid}'"), format!("INSTALLATION_UUID={uuid} ")] {
+            let text = format!("PRODUCT_BRAND='XCP-ng'\n{line}\nCONTROL_DOMAIN_UUID='x'\n");
+            std::fs::write(&path, text).expect("writable");
+            assert_eq!(installation_uuid(&path).as_deref(), Some(uuid));
+        }
+        std::fs::write(&path, "INSTALLATION_UUID='cut sho").expect("writable");
+        assert_eq!(installation_uuid(&path), None);
+    }
 }

@@ -11,9 +11,11 @@
 //! touch plugin/src/main.rs;
 //! DATABASE_URL=sqlite:$PWD/target/schema.db SQLX_OFFLINE_DIR=$PWD/.sqlx cargo check -p zerotap`
 
+mod boot;
 mod handled;
 mod writer;
 
+pub use boot::Voided;
 pub use handled::Handled;
 
 use crate::vdi::VdiId;
@@ -56,6 +58,9 @@ pub enum Operation {
     },
     /// The SR's record is removed. Finished.
     DestroySr,
+    /// A volume's record still says that this host has it active. Finished, now or in the
+    /// background, unless the VDI is active again.
+    Disown,
 }
 
 /// An unsettled intent.
@@ -114,19 +119,6 @@ pub struct WorkerRow {
     pub since: String,
 }
 
-/// How many rows of an earlier boot were thrown away.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Voided {
-    /// Attached SRs (none when they are kept).
-    pub srs: u64,
-    /// Uses of VDIs.
-    pub datapaths: u64,
-    /// Workers.
-    pub workers: u64,
-    /// Unsettled intents.
-    pub intents: u64,
-}
-
 /// The database. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct State {
@@ -178,34 +170,6 @@ impl State {
     pub async fn close(self) {
         self.readers.close().await;
         self.writer.close().await;
-    }
-
-    /// Throws away what another boot of the host left: its processes are gone. With `keep_srs`
-    /// SRs stay attached (a host without XAPI has nobody who attaches them anew).
-    ///
-    /// # Errors
-    /// The database failed; nothing is thrown away then.
-    pub async fn void_other_boots(&self, keep_srs: bool) -> Result<Voided> {
-        let boot = self.boot_id.clone();
-        let write = self.writer.write(false, move |tx| {
-            Box::pin(async move {
-                let intents = sqlx::query!("DELETE FROM intent WHERE boot_id <> ?", boot);
-                let intents = intents.execute(&mut *tx).await?.rows_affected();
-                let workers = sqlx::query!("DELETE FROM worker WHERE boot_id <> ?", boot);
-                let workers = workers.execute(&mut *tx).await?.rows_affected();
-                let datapaths = sqlx::query!("DELETE FROM datapath WHERE boot_id <> ?", boot);
-                let datapaths = datapaths.execute(&mut *tx).await?.rows_affected();
-                let srs = if keep_srs {
-                    sqlx::query!("UPDATE sr SET boot_id = ?", boot).execute(&mut *tx).await?;
-                    0
-                } else {
-                    let srs = sqlx::query!("DELETE FROM sr WHERE boot_id <> ?", boot);
-                    srs.execute(&mut *tx).await?.rows_affected()
-                };
-                Ok(Voided { srs, datapaths, workers, intents })
-            })
-        });
-        write.await
     }
 
     /// The attached SRs.

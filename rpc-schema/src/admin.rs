@@ -116,6 +116,9 @@ pub struct HostStatus {
     pub since: String,
     /// The host's boot id.
     pub boot_id: String,
+    /// The host's uuid: whom other hosts name as the one that has a VDI active.
+    #[serde(default)]
+    pub host_uuid: String,
     /// Whether xenstored answers.
     pub xenstore: bool,
     /// The kernel's release, and which I/O engine workers use and why.

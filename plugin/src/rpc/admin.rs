@@ -66,6 +66,7 @@ async fn status(core: &Core) -> Result<HostStatus, StorageError> {
         pid: std::process::id(),
         since: core.since.clone(),
         boot_id: core.boot_id.clone(),
+        host_uuid: core.srs.us().host.clone(),
         xenstore: core.vbds.xenstore_alive(),
         engine: engine(),
         srs: count(core.srs.list().len()),

@@ -5,10 +5,11 @@
 //! actors.
 
 use crate::sr::Sr;
+use crate::sr::owner::Identity;
 use crate::state::{Operation, SrRow, State};
 use crate::vdi::VdiId;
 use anyhow::Result;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::RwLock;
 use zerotap_rpc_schema::StorageError;
@@ -23,6 +24,7 @@ pub const SRS_MAX: usize = 256;
 pub struct Srs {
     state: State,
     overcommit: bool,
+    us: Identity,
     attached: Mutex<BTreeMap<String, (Pairs, Sr)>>,
     locks: Mutex<HashMap<String, Arc<RwLock<()>>>>,
 }
@@ -33,14 +35,16 @@ impl Srs {
     /// # Errors
     /// The database failed.
     pub async fn restore(state: State, overcommit: bool) -> Result<Srs> {
+        let us = state.identity(None).await?;
         let mut attached = BTreeMap::new();
         for row in state.srs().await? {
-            let sr = Sr::new(&row.uuid, &row.device_config, overcommit)?;
+            let sr = Sr::new(&row.uuid, &row.device_config, overcommit, us.clone())?;
             attached.insert(row.uuid, (row.device_config, sr));
         }
         Ok(Srs {
             state,
             overcommit,
+            us,
             attached: Mutex::new(attached),
             locks: Mutex::new(HashMap::new()),
         })
@@ -86,7 +90,7 @@ impl Srs {
         name_label: String,
         name_description: String,
     ) -> Result<(), StorageError> {
-        let sr = Sr::new(uuid, config, self.overcommit)?;
+        let sr = Sr::new(uuid, config, self.overcommit, self.us.clone())?;
         let lock = self.lock(uuid);
         let _alone = lock.write().await;
         self.check_attachable(uuid, config, &sr)?;
@@ -94,17 +98,35 @@ impl Srs {
         self.remember(uuid, config, sr).await
     }
 
-    /// SR.attach. Succeeds when it is attached so.
+    /// Who we are on SRs that other hosts see too.
+    #[must_use]
+    pub fn us(&self) -> &Identity {
+        &self.us
+    }
+
+    /// SR.attach. Succeeds when it is attached so. What a crash of this host left active on it is
+    /// given back to all that see it.
     ///
     /// # Errors
     /// Not there, or attached otherwise.
     pub async fn attach(&self, uuid: &str, config: &Pairs) -> Result<(), StorageError> {
-        let sr = Sr::new(uuid, config, self.overcommit)?;
+        let sr = Sr::new(uuid, config, self.overcommit, self.us.clone())?;
         let lock = self.lock(uuid);
         let _alone = lock.write().await;
         self.check_attachable(uuid, config, &sr)?;
-        sr.run(super::file::FileSr::attach).await?;
+        let in_use = self.in_use(uuid).await?;
+        sr.run(move |file| file.attach().and_then(|()| file.disown_leftovers(&in_use))).await?;
         self.remember(uuid, config, sr).await
+    }
+
+    /// The keys of its volumes that are active here, or whose worker has not gone.
+    async fn in_use(&self, uuid: &str) -> Result<BTreeSet<String>, StorageError> {
+        let datapaths = self.state.all_datapaths().await.map_err(internal)?;
+        let workers = self.state.workers().await.map_err(internal)?;
+        let active =
+            datapaths.into_iter().filter(|(_, held)| matches!(held.state, VdiState::Activated(_)));
+        let vdis = active.map(|(vdi, _)| vdi).chain(workers.into_iter().map(|row| row.vdi));
+        Ok(vdis.filter(|vdi| vdi.sr == uuid).map(|vdi| vdi.vdi).collect())
     }
 
     fn check_attachable(&self, uuid: &str, config: &Pairs, sr: &Sr) -> Result<(), StorageError> {

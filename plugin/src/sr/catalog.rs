@@ -3,6 +3,7 @@
 //! Complete or an error: whoever gets a list may delete what is not on it. Never touches volumes'
 //! data nor a file that is not ours. Blocking; called by the file SR.
 
+use crate::sr::lock::SrLock;
 use crate::sr::publish::{self, is_temporary};
 use crate::sr::record::{Record, is_key};
 use std::io;
@@ -22,9 +23,16 @@ pub const VOLUMES_MAX: usize = 20_000;
 #[derive(Debug)]
 pub struct Catalog {
     dir: PathBuf,
-    /// Held while a record is replaced and while all are listed: a directory that changes while it
-    /// is read may show a renamed file twice or not at all.
+    /// Our threads' part of [`Steady`].
     steady: Mutex<()>,
+}
+
+/// Held while a record is replaced and while all are listed, against our threads and other hosts: a
+/// directory that changes while it is read may show a renamed file twice or not at all.
+#[derive(Debug)]
+pub(super) struct Steady<'a> {
+    _hosts: Option<SrLock>,
+    _threads: MutexGuard<'a, ()>,
 }
 
 /// What lies in the directory.
@@ -47,8 +55,15 @@ impl Catalog {
         Catalog { dir, steady: Mutex::new(()) }
     }
 
-    fn steady(&self) -> MutexGuard<'_, ()> {
-        self.steady.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Keeps the records as they are: for all but us (`alone`, to write), or for all.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub(super) fn steady(&self, alone: bool) -> Result<Steady<'_>, StorageError> {
+        let threads = self.steady.lock().unwrap_or_else(PoisonError::into_inner);
+        let hosts = SrLock::take(&self.dir, alone)
+            .map_err(|error| failed("lock", &self.dir.join(SR_RECORD), &error.into()))?;
+        Ok(Steady { _hosts: hosts, _threads: threads })
     }
 
     /// One volume's record.
@@ -78,7 +93,7 @@ impl Catalog {
     /// # Errors
     /// Any record that can't be read: a list is complete or it is none.
     pub fn list(&self) -> Result<Vec<Record>, StorageError> {
-        let _steady = self.steady();
+        let _steady = self.steady(false)?;
         self.contents_while_steady()?.keys.iter().map(|key| self.read(key)).collect()
     }
 
@@ -87,18 +102,51 @@ impl Catalog {
     /// # Errors
     /// The file system's; the old record is still there then.
     pub fn write(&self, record: &Record) -> Result<(), StorageError> {
-        let _steady = self.steady();
+        let _steady = self.steady(true)?;
+        self.write_while_steady(record)
+    }
+
+    /// Changes a record: read and replaced with nobody writing in between, on whichever host.
+    /// Durable when it returns; nothing is written when `edit` fails or changes nothing.
+    ///
+    /// # Errors
+    /// As [`Catalog::read`] and [`Catalog::write`]; the edit's own.
+    pub fn change<T>(
+        &self,
+        key: &str,
+        edit: impl FnOnce(&mut Record) -> Result<T, StorageError>,
+    ) -> Result<T, StorageError> {
+        let _steady = self.steady(true)?;
+        let before = self.read(key)?;
+        let mut record = before.clone();
+        let result = edit(&mut record)?;
+        if record != before {
+            self.write_while_steady(&record)?;
+        }
+        Ok(result)
+    }
+
+    fn write_while_steady(&self, record: &Record) -> Result<(), StorageError> {
         let name = record_file(&record.key);
         publish::publish(&self.dir, &name, record)
             .map_err(|error| failed("write the record", &self.dir.join(name), &error))
     }
 
-    /// Removes a record. Succeeds when there is none.
+    /// Removes a record that `may` go. Succeeds when there is none.
     ///
     /// # Errors
-    /// The file system's.
-    pub fn remove(&self, key: &str) -> Result<(), StorageError> {
-        let _steady = self.steady();
+    /// Why it may not; a damaged record; the file system's.
+    pub fn remove(
+        &self,
+        key: &str,
+        may: impl FnOnce(&Record) -> Result<(), StorageError>,
+    ) -> Result<(), StorageError> {
+        let _steady = self.steady(true)?;
+        match self.read(key) {
+            Ok(record) => may(&record)?,
+            Err(StorageError::VdiDoesNotExist(_)) => return Ok(()),
+            Err(damaged) => return Err(damaged),
+        }
         let name = record_file(key);
         publish::remove(&self.dir, &name)
             .map_err(|error| failed("remove the record", &self.dir.join(name), &error))
@@ -109,11 +157,15 @@ impl Catalog {
     /// # Errors
     /// The directory can't be read; more than [`VOLUMES_MAX`] records.
     pub fn contents(&self) -> Result<Contents, StorageError> {
-        let _steady = self.steady();
+        let _steady = self.steady(false)?;
         self.contents_while_steady()
     }
 
-    fn contents_while_steady(&self) -> Result<Contents, StorageError> {
+    /// The same for who holds [`Catalog::steady`].
+    ///
+    /// # Errors
+    /// As [`Catalog::contents`].
+    pub(super) fn contents_while_steady(&self) -> Result<Contents, StorageError> {
         let names = names(&self.dir).map_err(|error| failed("list", &self.dir, &error))?;
         let mut contents = Contents::default();
         let mut data = Vec::new();
@@ -249,6 +301,6 @@ mod tests {
         for key in ["nobody", "../x", "", "a/b"] {
             assert_eq!(catalog.read(key), Err(StorageError::VdiDoesNotExist(key.into())));
         }
-        catalog.remove("nobody").expect("gone already");
+        catalog.remove("nobody", |_| Ok(())).expect("gone already");
     }
 }

@@ -8,7 +8,7 @@
 use crate::sr::catalog::failed;
 use crate::sr::file::{FileSr, bytes};
 use crate::sr::record::Record;
-use rustix::fs::{Mode, OFlags, SeekFrom, ioctl_ficlone};
+use rustix::fs::{FlockOperation, Mode, OFlags, SeekFrom, ioctl_ficlone};
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
@@ -53,7 +53,7 @@ impl FileSr {
         record: &Record,
         in_use: bool,
     ) -> Result<VdiInfo, StorageError> {
-        let from = self.volume(source)?;
+        let from = self.volume_here(source)?;
         let copied = self.copy_data(&from, record, in_use).and_then(|()| self.write_copy(record));
         if let Err(error) = copied {
             self.discard_data(&record.key)?;
@@ -100,6 +100,14 @@ impl FileSr {
                  extents (FICLONE), and a plain copy of a disk in use would be of no one moment. \
                  Deactivate it first, or move the SR to XFS or btrfs",
                 self.dir().display()
+            );
+            return Err(StorageError::backend(number::VDI_SNAPSHOT, text));
+        }
+        // Held until the copy is done: no host writes to the source meanwhile.
+        if let Err(error) = rustix::fs::flock(data, FlockOperation::NonBlockingLockShared) {
+            let text = format!(
+                "cannot copy VDI {key}: its data cannot be locked ({error}). Another host or \
+                 process uses it (lslocks names one of this host). Try again when that is over"
             );
             return Err(StorageError::backend(number::VDI_SNAPSHOT, text));
         }

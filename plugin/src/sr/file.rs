@@ -4,6 +4,7 @@
 //! something is not there it makes sure that the SR itself is: an empty mount point is no empty SR.
 
 use crate::sr::catalog::{Catalog, Contents, SR_RECORD, failed};
+use crate::sr::owner::Identity;
 use crate::sr::publish;
 use rustix::fs::{Mode, OFlags, StatVfs};
 use rustix::io::Errno;
@@ -43,13 +44,21 @@ pub struct FileSr {
     pub(super) dir: PathBuf,
     pub(super) catalog: Catalog,
     pub(super) overcommit: bool,
+    pub(super) us: Identity,
 }
 
 impl FileSr {
     /// The SR `uuid` in `dir`; looks at nothing yet. `overcommit` lets volumes exceed free space.
     #[must_use]
     pub fn new(uuid: String, dir: PathBuf, overcommit: bool) -> FileSr {
-        FileSr { uuid, catalog: Catalog::new(dir.clone()), dir, overcommit }
+        let us = Identity::default();
+        FileSr { uuid, catalog: Catalog::new(dir.clone()), dir, overcommit, us }
+    }
+
+    /// The same for a host that has volumes active.
+    #[must_use]
+    pub fn on(self, us: Identity) -> FileSr {
+        FileSr { us, ..self }
     }
 
     /// Where it lies.
@@ -96,7 +105,9 @@ impl FileSr {
     pub fn attach(&self) -> Result<(), StorageError> {
         self.check_dir(number::SR_UNAVAILABLE, "attach")?;
         self.check()?;
-        for name in self.catalog.contents()?.temporaries {
+        // Alone: another host's half-written record is not a leftover.
+        let _steady = self.catalog.steady(true)?;
+        for name in self.catalog.contents_while_steady()?.temporaries {
             let path = self.dir.join(&name);
             publish::remove(&self.dir, &name).map_err(|error| failed("remove", &path, &error))?;
         }
@@ -145,6 +156,7 @@ impl FileSr {
     /// # Errors
     /// SR_BACKEND_FAILURE_47; a full disk.
     pub fn edit(&self, edit: SrEdit) -> Result<(), StorageError> {
+        let _steady = self.catalog.steady(true)?;
         let mut record = self.check()?;
         match edit {
             SrEdit::NameLabel(name) => record.name_label = name,

@@ -10,6 +10,8 @@ mod copy;
 pub mod file;
 pub mod image;
 mod keys;
+mod lock;
+pub mod owner;
 pub mod publish;
 pub mod record;
 mod volume;
@@ -17,6 +19,7 @@ mod volume;
 pub use attached::Srs;
 
 use file::FileSr;
+use owner::Identity;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,11 +45,16 @@ pub struct Sr {
 }
 
 impl Sr {
-    /// The SR `uuid` as `device_config` leads to it; looks at nothing yet.
+    /// The SR `uuid` as `device_config` leads to it, used by `us`; looks at nothing yet.
     ///
     /// # Errors
     /// `uuid` is none, or `device_config` names no absolute `path`.
-    pub fn new(uuid: &str, config: &Pairs, overcommit: bool) -> Result<Sr, StorageError> {
+    pub fn new(
+        uuid: &str,
+        config: &Pairs,
+        overcommit: bool,
+        us: Identity,
+    ) -> Result<Sr, StorageError> {
         if uuid::Uuid::try_parse(uuid).is_err() || uuid.len() != 36 {
             let text = format!(
                 "`{uuid}` cannot be an SR's uuid: give one like \
@@ -55,7 +63,7 @@ impl Sr {
             return Err(StorageError::backend(number::BAD_REQUEST, text));
         }
         let dir = dir_of(config)?;
-        Ok(Sr::over(FileSr::new(uuid.into(), dir, overcommit)))
+        Ok(Sr::over(FileSr::new(uuid.into(), dir, overcommit).on(us)))
     }
 
     fn over(file: FileSr) -> Sr {

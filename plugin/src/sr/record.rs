@@ -21,8 +21,7 @@ pub enum Format {
     Raw,
 }
 
-/// Which host has the volume active. For SRs that several hosts see: nothing writes it on a host's
-/// own SR, where `flock` on the data is the fence, but whoever finds one respects it.
+/// Which host may write to the volume (`owner.rs`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Owner {
@@ -30,8 +29,10 @@ pub struct Owner {
     pub host: String,
     /// That host's boot.
     pub boot_id: String,
-    /// Counts the activations.
+    /// Which activation of the volume it is.
     pub epoch: u64,
+    /// Since when, RFC 3339.
+    pub since: String,
 }
 
 /// A volume.
@@ -92,6 +93,9 @@ pub struct Record {
     /// SMAPIv3's keys that mean nothing to us (`keys.rs`).
     #[serde(default, skip_serializing_if = "Pairs::is_empty")]
     pub keys: Pairs,
+    /// How often a host has taken it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub epoch: u64,
     /// Who has it active.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<Owner>,
@@ -99,6 +103,11 @@ pub struct Record {
 
 fn persistent() -> bool {
     true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "it is what serde calls")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Whether `key` can name a volume: it becomes part of file names and of xenstore values.
@@ -141,6 +150,7 @@ impl Record {
             sm_config: wanted.sm_config,
             tags: wanted.tags,
             keys: Pairs::new(),
+            epoch: 0,
             owner: None,
         }
     }

@@ -196,15 +196,13 @@ impl FileSr {
         if !is_key(key) {
             return Ok(());
         }
-        let device = match self.catalog.read(key) {
-            Ok(record) => record.device,
-            // An orphaned data file of this name belongs to somebody: only our intents discard
-            // those.
-            Err(StorageError::VdiDoesNotExist(_)) => return Ok(()),
-            Err(damaged) => return Err(damaged),
-        };
-        self.catalog.remove(key)?;
-        if device.is_none() { self.discard_data(key) } else { Ok(()) }
+        // An orphaned data file of this name belongs to somebody: only our intents discard those.
+        let mut is_file = false;
+        self.catalog.remove(key, |record| {
+            is_file = record.device.is_none();
+            record.check_owner(&self.us.host)
+        })?;
+        if is_file { self.discard_data(key) } else { Ok(()) }
     }
 
     /// Grows a volume: data first, then the record; the answer is the new size in bytes.
@@ -212,7 +210,7 @@ impl FileSr {
     /// # Errors
     /// SR_BACKEND_FAILURE_110: smaller, or a block device; not enough space.
     pub fn resize(&self, key: &str, new_size: i64) -> Result<i64, StorageError> {
-        let mut record = self.volume(key)?;
+        let record = self.volume_here(key)?;
         let refuse = |problem: String| {
             let text = format!("cannot resize VDI {key} to {new_size} bytes: {problem}");
             Err(StorageError::backend(number::VDI_RESIZE, text))
@@ -243,8 +241,8 @@ impl FileSr {
         let grown = lay_out(&fd, before, size, preallocated)
             .and_then(|()| rustix::fs::fsync(&fd))
             .map_err(|error| too_large(error, size, &path));
-        record.virtual_size = size;
-        if let Err(error) = grown.and_then(|()| self.catalog.write(&record)) {
+        let grown = grown.and_then(|()| self.set_size(key, size));
+        if let Err(error) = grown {
             // A worker serves what there is of data: none beyond what the record says.
             if let Err(error) = rustix::fs::ftruncate(&fd, before.cast_unsigned()) {
                 tracing::error!("cannot cut {} back to {before} bytes: {error}", path.display());
@@ -280,7 +278,7 @@ impl FileSr {
     /// # Errors
     /// As [`FileSr::volume`]; a full disk.
     pub fn finish_resize(&self, key: &str, new_size: i64) -> Result<(), StorageError> {
-        let mut record = self.volume(key)?;
+        let record = self.volume(key)?;
         let Some(size) = round_up(new_size).filter(|&size| size > record.virtual_size) else {
             return Ok(());
         };
@@ -292,8 +290,14 @@ impl FileSr {
             let cut = file.set_len(record.virtual_size.cast_unsigned());
             return cut.map_err(|error| failed("cut", &path, &error));
         }
-        record.virtual_size = size;
-        self.catalog.write(&record)
+        self.set_size(key, size)
+    }
+
+    fn set_size(&self, key: &str, size: i64) -> Result<(), StorageError> {
+        self.change_volume(key, |record| {
+            record.virtual_size = size;
+            Ok(())
+        })
     }
 
     /// Changes a volume's record, not what lies under it.
@@ -305,9 +309,23 @@ impl FileSr {
         key: &str,
         edit: impl FnOnce(&mut Record),
     ) -> Result<(), StorageError> {
-        let mut record = self.volume(key)?;
-        edit(&mut record);
-        self.catalog.write(&record)
+        self.change_volume(key, |record| {
+            edit(record);
+            Ok(())
+        })
+    }
+
+    /// Changes a record that nobody else changes meanwhile.
+    pub(super) fn change_volume(
+        &self,
+        key: &str,
+        edit: impl FnOnce(&mut Record) -> Result<(), StorageError>,
+    ) -> Result<(), StorageError> {
+        let changed = self.catalog.change(key, edit);
+        if let Err(StorageError::VdiDoesNotExist(_)) = &changed {
+            self.check()?;
+        }
+        changed
     }
 
     /// Opens a volume's data for a worker; the fence is not taken yet.

@@ -47,6 +47,7 @@ pub enum Command {
     Deactivate { dp: String, reply: Reply<()> },
     Detach { dp: String, reply: Reply<()> },
     DestroyDatapath { dp: String, allow_leak: bool, reply: Reply<()> },
+    Tidy { reply: Reply<()> },
 }
 
 /// A command and the call that it came from.
@@ -100,6 +101,7 @@ impl Vdi<'_> {
             Command::DestroyDatapath { dp, allow_leak, reply } => {
                 answer(reply, self.destroy_datapath(&dp, allow_leak).await);
             }
+            Command::Tidy { reply } => answer(reply, self.tidy().await),
         }
     }
 }

@@ -3,7 +3,7 @@
 //! The automaton decides, `service.rs` acts, the database remembers. Run by the VDI's actor alone.
 
 use crate::sr::attached::internal;
-use crate::state::{Datapath, now};
+use crate::state::{Datapath, Operation, now};
 use crate::vdi::actor::Vdi;
 use crate::vdi::automaton::{self, Move, superstate};
 use zerotap_rpc_schema::StorageError;
@@ -146,11 +146,14 @@ impl Vdi<'_> {
         let this = self.uses(dp).await?.this;
         if allow_leak {
             tracing::warn!(vdi = %self.id, dp, "forgotten, though its clean-up failed: {error}");
-            return self.change(&this, VdiState::Detached).await;
+            self.change(&this, VdiState::Detached).await?;
+            self.registry.chores.notify_one();
+            return Ok(());
         }
         tracing::warn!(vdi = %self.id, dp, "leaked, its clean-up is tried again later: {error}");
         let leaked = Datapath { leaked: true, ..this };
         self.registry.state.put_datapath(self.id, &leaked).await.map_err(internal)?;
+        self.registry.chores.notify_one();
         Err(error)
     }
 
@@ -176,6 +179,35 @@ impl Vdi<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Does what is owed for this VDI.
+    pub(super) async fn tidy(&self) -> Result<(), StorageError> {
+        self.retry_leaked().await?;
+        let state = &self.registry.state;
+        let held = state.datapaths(self.id).await.map_err(internal)?;
+        let active = |held: &Datapath| matches!(held.state, VdiState::Activated(_));
+        if !held.iter().any(active) {
+            // A worker whose datapath was forgotten (allow_leak).
+            self.clear_away().await?;
+            // An SR that is not attached has no intents either.
+            let sr = self.registry.srs.get(&self.id.sr)?;
+            let key = self.id.vdi.clone();
+            sr.run(move |file| file.disown(&key)).await?;
+        }
+        // A VDI that is active is given back when it is deactivated.
+        for intent in state.intents().await.map_err(internal)? {
+            if intent.vdi == *self.id && intent.operation == Operation::Disown {
+                state.settle(intent.id).await.map_err(internal)?;
+            }
+        }
+        match held.iter().find(|held| held.leaked) {
+            Some(held) => {
+                let text = format!("datapath {} is still leaked", held.dp);
+                Err(StorageError::backend(number::VDI_IN_USE, text))
+            }
+            None => Ok(()),
+        }
     }
 
     async fn uses(&self, dp: &str) -> Result<Uses, StorageError> {

@@ -1,10 +1,12 @@
 //! VDIs in use: which datapath holds which, and the worker that serves it.
 //!
 //! `registry` is the door, `actor` the queue behind it, `automaton` the rules (pure), `datapath`,
-//! `volume` and `service` what the commands do, `recover` what a new daemon does first.
+//! `volume` and `service` what the commands do, `recover` what a new daemon does first, `chores` what
+//! is tried again.
 
 pub mod actor;
 pub mod automaton;
+pub mod chores;
 mod datapath;
 mod id;
 pub mod recover;

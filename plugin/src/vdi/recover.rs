@@ -167,13 +167,17 @@ async fn act(
             registry.srs.get(sr)?.run(crate::sr::file::FileSr::destroy).await?;
             registry.srs.forget(sr).await
         }
-        (Action::Settle(intent), _) => settle(registry, *intent).await,
+        (Action::Disown(intent, vdi), _) => {
+            registry.owe(vdi).await?;
+            settle(registry, *intent).await
+        }
     }
 }
 
 async fn forget(registry: &Registry, row: &WorkerRow) -> Result<(), StorageError> {
     tracing::info!(vdi = %row.vdi, worker = row.id, "worker forgotten: nobody has its VDI active");
     spawn::remove_socket(&registry.launcher.nbd_socket(&row.vdi));
+    registry.owe(&row.vdi).await?;
     let forgotten = registry.state.settle_without_worker(None, &row.vdi, Some(&row.id), None);
     forgotten.await.map_err(internal)
 }

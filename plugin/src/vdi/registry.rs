@@ -6,7 +6,7 @@
 use crate::sr::Srs;
 use crate::sr::attached::internal;
 use crate::sr::record::Record;
-use crate::state::{Datapath, State};
+use crate::state::{Datapath, Operation, State};
 use crate::vdi::VdiId;
 use crate::vdi::actor::{self, Command, Edit, Job, Reply};
 use crate::vdi::automaton::superstate;
@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::error::number;
 use zerotap_rpc_schema::smapi2::{Backend, DpStat, Mode, VdiInfo, VdiState};
@@ -47,6 +47,8 @@ pub struct Registry {
     pub(super) workers: Workers,
     pub(super) launcher: Launcher,
     pub(super) backend_kind: String,
+    /// Wakes whoever does what is owed (`chores.rs`).
+    pub(super) chores: Notify,
     actors: Mutex<HashMap<VdiId, mpsc::Sender<Job>>>,
 }
 
@@ -60,8 +62,8 @@ impl Registry {
         launcher: Launcher,
         backend_kind: String,
     ) -> Arc<Registry> {
-        let actors = Mutex::default();
-        Arc::new(Registry { state, srs, workers, launcher, backend_kind, actors })
+        let (actors, chores) = (Mutex::default(), Notify::new());
+        Arc::new(Registry { state, srs, workers, launcher, backend_kind, chores, actors })
     }
 
     /// The worker that serves a VDI now. No I/O.
@@ -236,6 +238,24 @@ impl Registry {
         allow_leak: bool,
     ) -> Result<(), StorageError> {
         self.ask(vdi, |reply| Command::DestroyDatapath { dp, allow_leak, reply }).await
+    }
+
+    /// Does what is owed for a VDI.
+    ///
+    /// # Errors
+    /// What still can't be done.
+    pub(super) async fn tidy(self: &Arc<Self>, vdi: &VdiId) -> Result<(), StorageError> {
+        self.ask(vdi, |reply| Command::Tidy { reply }).await
+    }
+
+    /// Remembers that a VDI is to be given back to other hosts, as soon as that can be written.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub(super) async fn owe(&self, vdi: &VdiId) -> Result<(), StorageError> {
+        self.state.begin(vdi, &Operation::Disown).await.map_err(internal)?;
+        self.chores.notify_one();
+        Ok(())
     }
 
     async fn ask<T>(

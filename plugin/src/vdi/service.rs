@@ -6,11 +6,11 @@
 use crate::sr::Sr;
 use crate::sr::attached::internal;
 use crate::sr::image::Image;
-use crate::state::{Datapath, Operation, WorkerRow};
+use crate::state::{Datapath, Operation, WorkerRow, now};
 use crate::vdi::actor::Vdi;
 use crate::worker::process::Process;
 use crate::worker::set::Entry;
-use crate::worker::{Launcher, spawn};
+use crate::worker::{Launcher, WorkerHandle, spawn};
 use std::path::Path;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -20,6 +20,8 @@ use zerotap_rpc_schema::smapi2::Mode;
 
 /// How long an image's last user may take to let go of it: I/O of a dead worker outlives it.
 const FENCE_DEADLINE: Duration = Duration::from_secs(5);
+/// How often it is asked meanwhile whether another host has the VDI active.
+const OWNER_INTERVAL: Duration = Duration::from_millis(200);
 /// How often the fence is tried.
 const FENCE_INTERVAL: Duration = Duration::from_millis(5);
 /// How long the kernel may take to end a silent worker that was killed.
@@ -38,32 +40,33 @@ impl Vdi<'_> {
         let key = self.id.vdi.clone();
         let image = sr
             .run(move |file| {
-                let record = file.volume(&key)?;
-                if let Some(owner) = &record.owner {
-                    return Err(StorageError::ActivatedOnAnotherHost(owner.host.clone()));
-                }
+                let record = file.volume_here(&key)?;
                 file.open_image(&record, read_only)
             })
             .await?;
-        if !fence(&image).await? {
-            return Err(self.fenced_off(&image));
+        let deadline = Instant::now() + FENCE_DEADLINE;
+        while !fence(&image, OWNER_INTERVAL).await? {
+            // Whoever has it may be about to say so.
+            let key = self.id.vdi.clone();
+            sr.run(move |file| file.volume_here(&key).map(drop)).await?;
+            if Instant::now() >= deadline {
+                return Err(self.fenced_off(&image));
+            }
         }
         let state = &self.registry.state;
         let worker = Launcher::new_id();
         let intent = Operation::Activate { worker: worker.clone() };
         let intent = state.begin(self.id, &intent).await.map_err(internal)?;
-        let started =
-            self.registry.launcher.start(&worker, self.id, image.into_fd(), read_only).await;
-        let started = match started {
+        let started = match self.start(sr, image, &worker, read_only).await {
             Ok(started) => started,
             Err(problem) => {
+                self.disown(sr).await?;
                 state.settle(intent).await.map_err(internal)?;
-                let text = format!("cannot activate VDI {}: its worker: {problem}", self.id);
-                return Err(StorageError::backend(number::WORKER_FAILED, text));
+                return Err(problem);
             }
         };
         if let Err(error) = state.settle_with_worker(intent, started.row(), activated).await {
-            // What can't be remembered must not run.
+            // What can't be remembered must not run. The intent stays, and with it the owner.
             if let Err(problem) = started.stop().await {
                 tracing::error!(vdi = %self.id, "{problem}");
             }
@@ -73,6 +76,35 @@ impl Vdi<'_> {
         tracing::info!(vdi = %self.id, worker, pid, version, read_only, "worker serves");
         self.registry.workers.ready(started).await;
         Ok(())
+    }
+
+    /// Takes the VDI for this host, then starts its worker: of hosts that read alone there may be
+    /// several, and the image's lock excludes them from a writer's.
+    async fn start(
+        &self,
+        sr: &Sr,
+        image: Image,
+        worker: &str,
+        read_only: bool,
+    ) -> Result<WorkerHandle, StorageError> {
+        if !read_only {
+            let key = self.id.vdi.clone();
+            sr.run(move |file| file.own(&key, now())).await?;
+        }
+        let started = self.registry.launcher.start(worker, self.id, image.into_fd(), read_only);
+        started.await.map_err(|problem| {
+            let text = format!("cannot activate VDI {}: its worker: {problem}", self.id);
+            StorageError::backend(number::WORKER_FAILED, text)
+        })
+    }
+
+    /// Gives the VDI back to all hosts. What cannot be written now is owed: it is tried again in
+    /// the background, and keeps nobody here from the VDI.
+    pub(super) async fn disown(&self, sr: &Sr) -> Result<(), StorageError> {
+        let key = self.id.vdi.clone();
+        let Err(error) = sr.run(move |file| file.disown(&key)).await else { return Ok(()) };
+        tracing::warn!(vdi = %self.id, "not given back to other hosts yet: {error}");
+        self.registry.owe(self.id).await
     }
 
     /// Stops the worker and remembers `deactivated`, at once with the worker's end.
@@ -87,6 +119,11 @@ impl Vdi<'_> {
                 return Err(problem);
             }
         };
+        if let Ok(sr) = self.registry.srs.get(&self.id.sr)
+            && worker.as_ref().is_none_or(|row| !row.read_only)
+        {
+            self.disown(&sr).await?;
+        }
         let worker = worker.map(|row| row.id);
         state
             .settle_without_worker(Some(intent), self.id, worker.as_deref(), Some(deactivated))
@@ -140,7 +177,7 @@ impl Vdi<'_> {
         let opened = sr.run(move |file| file.open_image(&file.volume(&key)?, true)).await;
         // An image that can't be opened is nobody's; whoever activates it next is told.
         let Ok(image) = opened else { return Ok(()) };
-        if fence(&image).await? { Ok(()) } else { Err(self.fenced_off(&image)) }
+        if fence(&image, FENCE_DEADLINE).await? { Ok(()) } else { Err(self.fenced_off(&image)) }
     }
 
     fn fenced_off(&self, image: &Image) -> StorageError {
@@ -155,8 +192,8 @@ impl Vdi<'_> {
 }
 
 /// Waits for the image's fence; false when its holder keeps it.
-async fn fence(image: &Image) -> Result<bool, StorageError> {
-    let deadline = Instant::now() + FENCE_DEADLINE;
+async fn fence(image: &Image, patience: Duration) -> Result<bool, StorageError> {
+    let deadline = Instant::now() + patience;
     while !image.try_fence()? {
         if Instant::now() >= deadline {
             return Ok(false);

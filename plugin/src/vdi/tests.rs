@@ -261,6 +261,7 @@ async fn what_was_begun_is_settled_at_the_next_start() {
     state.begin(vdi, &Operation::Deactivate { dp: "dp".into() }).await.expect("begun");
 
     let registry = start(dir.path()).await;
+    registry.tidy(vdi).await.expect("nothing keeps it from being given back");
     assert_eq!(registry.state.intents().await.expect("readable"), []);
     let place = registry.srs.get(SR).expect("attached");
     let (volumes, _) = place.run(|file| file.scan()).await.expect("complete");
@@ -290,4 +291,31 @@ async fn a_datapath_that_leaks_is_cleaned_up_once_it_can_be() {
     attached.expect("the leaked datapath was in the way, and went");
     let holders = registry.holders(vdi).await.expect("readable");
     assert_eq!(holders.iter().map(|held| held.dp.as_str()).collect::<Vec<_>>(), ["next"]);
+}
+
+#[tokio::test]
+async fn what_cannot_be_given_back_now_is_owed() {
+    let bench = bench().await;
+    let Bench { registry, vdi, dir } = &bench;
+    let sr = registry.srs.get(SR).expect("attached");
+    let key = vdi.vdi.clone();
+    sr.run(move |file| file.own(&key, now())).await.expect("free");
+    bench.pretend_active("dp", u32::MAX / 2).await;
+    let registry = start(dir.path()).await;
+    let record = dir.path().join("sr").join(format!("{}.vdi.json", vdi.vdi));
+    let text = std::fs::read(&record).expect("there");
+    std::fs::write(&record, "{").expect("writable");
+    registry.deactivate(vdi, "dp".into()).await.expect("the guest is not kept waiting");
+    assert_eq!(bench.superstate().await, VdiState::Attached(RW));
+    registry.tidy(vdi).await.expect_err("damaged yet");
+    std::fs::write(&record, &text).expect("writable");
+    let owner = |text: &[u8]| {
+        serde_json::from_slice::<serde_json::Value>(text).expect("JSON").get("owner").cloned()
+    };
+    assert!(owner(&text).is_some());
+    for _ in 0..2 {
+        registry.tidy(vdi).await.expect("whole again");
+        assert_eq!(owner(&std::fs::read(&record).expect("there")), None);
+        assert_eq!(registry.state.intents().await.expect("readable"), []);
+    }
 }

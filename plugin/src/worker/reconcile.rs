@@ -40,10 +40,10 @@ pub enum Action {
     FinishResize(i64, VdiId, i64),
     /// Deactivate this datapath.
     FinishDeactivate(i64, VdiId, String),
+    /// Give a VDI's record back, if the VDI is not active here.
+    Disown(i64, VdiId),
     /// Remove an SR's record and forget the SR.
     FinishDestroySr(i64, String),
-    /// Forget an intent: nothing is left of it.
-    Settle(i64),
 }
 
 /// What is remembered and what is seen.
@@ -81,7 +81,7 @@ pub fn plan(situation: &Situation) -> Vec<Action> {
         Operation::DestroyVdi => Action::FinishDestroy(*id, vdi.clone()),
         Operation::ResizeVdi { size } => Action::FinishResize(*id, vdi.clone(), *size),
         // Its worker has no row, or the intent would be settled: it is among the strays.
-        Operation::Activate { .. } => Action::Settle(*id),
+        Operation::Activate { .. } | Operation::Disown => Action::Disown(*id, vdi.clone()),
         Operation::Deactivate { dp } => Action::FinishDeactivate(*id, vdi.clone(), dp.clone()),
         Operation::DestroySr => Action::FinishDestroySr(*id, vdi.sr.clone()),
     });
@@ -114,6 +114,7 @@ mod tests {
             Just(Operation::Activate { worker: "w9".into() }),
             Just(Operation::Deactivate { dp: "dp".into() }),
             Just(Operation::DestroySr),
+            Just(Operation::Disown),
         ]
     }
 
