@@ -11,7 +11,7 @@ use rustix::net::{
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use zerotap_rpc_schema::worker::{Answer, LINE_BYTES_MAX, Reply, Request};
+use zerotap_rpc_schema::worker::{Answer, LINE_BYTES_MAX, QUEUES_MAX, Reply, Request};
 
 /// Connections at a time: a daemon's, an old one's that lingers, an operator's.
 pub const CONNECTIONS_MAX: usize = 4;
@@ -27,7 +27,7 @@ pub struct HangUp;
 pub struct Connection {
     socket: OwnedFd,
     unread: Vec<u8>,
-    descriptor: Option<OwnedFd>,
+    descriptors: Vec<OwnedFd>,
 }
 
 impl Connection {
@@ -37,7 +37,7 @@ impl Connection {
     /// When there is none, or too few resources for it.
     pub fn accept(listener: impl AsFd) -> rustix::io::Result<Self> {
         let socket = accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
-        Ok(Connection { socket, unread: Vec::new(), descriptor: None })
+        Ok(Connection { socket, unread: Vec::new(), descriptors: Vec::new() })
     }
 
     /// What becomes readable with the next request.
@@ -52,7 +52,7 @@ impl Connection {
     /// When the peer hung up or sent more than a line may have.
     pub fn fill(&mut self) -> Result<(), HangUp> {
         let mut bytes = [0; READ_BYTES];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(QUEUES_MAX))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let mut slices = [IoSliceMut::new(&mut bytes)];
         let flags = RecvFlags::CMSG_CLOEXEC;
@@ -63,7 +63,7 @@ impl Connection {
         };
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmRights(descriptors) = message {
-                self.descriptor = descriptors.last();
+                self.descriptors = descriptors.collect();
             }
         }
         self.unread.extend_from_slice(&bytes[..received]);
@@ -86,9 +86,9 @@ impl Connection {
         }
     }
 
-    /// Takes the descriptor that came with the request.
-    pub fn take_descriptor(&mut self) -> Option<OwnedFd> {
-        self.descriptor.take()
+    /// Takes the descriptors that came with the request.
+    pub fn take_descriptors(&mut self) -> Vec<OwnedFd> {
+        std::mem::take(&mut self.descriptors)
     }
 
     /// Answers a request.

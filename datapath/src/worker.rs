@@ -1,23 +1,21 @@
-//! The worker's loop: wait for completions, serve devices, obey the daemon.
-//!
-//! One thread, one place to wait. A round takes all completions that are there, then lets each
-//! device that was touched push its answers and sweep its ring once.
+//! The worker's first thread: obey the daemon, serve the NBD clients, and have each queue of a VBD
+//! served by a thread of its own.
 
 use crate::control::{CONNECTIONS_MAX, Connection, HangUp};
-use crate::device::{Device, Swept};
 use crate::engine::{Completion, Engine, Tag};
 use crate::image::Image;
 use crate::nbd::export::Export;
 use crate::nbd::server::Server;
 use crate::ring::request::INDIRECT_SEGMENTS_MAX;
+use crate::vbd::{Common, Vbd};
 use crate::xen::Host;
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::FlockOperation;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::rc::Rc;
-use std::time::Instant;
+use std::sync::Arc;
 use zerotap_rpc_schema::worker::{
-    Answer, Ask, PROTOCOL, Request, RingParameters, VBDS_MAX, VbdCounters, VbdId,
+    Answer, Ask, PROTOCOL, QUEUES_MAX, Request, RingParameters, VBDS_MAX, VbdCounters, VbdId,
 };
 
 /// The highest ring order that is mapped: 16 pages.
@@ -25,6 +23,7 @@ pub const RING_PAGE_ORDER_MAX: u32 = 4;
 /// VBDs whose counters are kept after they went.
 const PAST_VBDS_MAX: usize = 64;
 const LISTENER: Tag = Tag::Control { connection: u16::MAX };
+const ENDED: Tag = Tag::Control { connection: u16::MAX - 1 };
 
 /// What a worker is given.
 #[derive(Debug)]
@@ -53,23 +52,16 @@ struct Waiter {
 /// The worker.
 #[derive(Debug)]
 pub struct Worker {
-    host: Host,
+    common: Common,
     read_only: bool,
     engine: Engine,
-    devices: [Option<Device>; VBDS_MAX],
+    vbds: Vec<Vbd>,
     nbd: Option<Server>,
-    /// Devices that a completion touched in this round.
-    touched: [bool; VBDS_MAX],
-    /// Devices whose rings were empty, and whose guests were not asked for events yet.
-    lingering: [bool; VBDS_MAX],
     waiters: Vec<(VbdId, Waiter)>,
     past: BTreeMap<VbdId, VbdCounters>,
     connections: [Option<Connection>; CONNECTIONS_MAX],
     shutdown: Option<Waiter>,
-    image: Image,
     listener: OwnedFd,
-    gntdev: Rc<OwnedFd>,
-    started: Instant,
 }
 
 impl Worker {
@@ -80,26 +72,28 @@ impl Worker {
     pub fn new(given: Given) -> std::io::Result<Self> {
         let mut engine = Engine::new(given.image.file())?;
         engine.wait_readable(given.listener.as_fd(), LISTENER);
+        let ended = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        engine.wait_readable(ended.as_fd(), ENDED);
         let nbd = given.nbd.map(|(listener, name)| {
             let export = Export::new(name, &given.image, given.read_only)?;
             Server::new(listener, export, &mut engine)
         });
         Ok(Worker {
-            host: given.host,
             read_only: given.read_only,
-            engine,
-            devices: std::array::from_fn(|_| None),
             nbd: nbd.transpose()?,
-            touched: [false; VBDS_MAX],
-            lingering: [false; VBDS_MAX],
+            engine,
+            common: Common {
+                host: given.host,
+                gntdev: Arc::new(given.gntdev),
+                image: Arc::new(given.image),
+                ended: Arc::new(ended),
+            },
+            vbds: Vec::new(),
             waiters: Vec::new(),
             past: BTreeMap::new(),
             connections: std::array::from_fn(|_| None),
             shutdown: None,
-            image: given.image,
             listener: given.listener,
-            gntdev: Rc::new(given.gntdev),
-            started: Instant::now(),
         })
     }
 
@@ -110,15 +104,10 @@ impl Worker {
     pub fn run(mut self) -> std::io::Result<()> {
         let mut completions: Vec<Completion> = Vec::with_capacity(1024);
         while !self.finished() {
-            self.wait(&mut completions)?;
-            let now_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
-            for device in self.devices.iter_mut().flatten() {
-                device.set_now(now_us);
-            }
+            self.engine.submit_and_wait(1, &mut completions)?;
             for completion in completions.drain(..) {
                 self.dispatch(completion);
             }
-            self.serve_touched();
             if let Some(nbd) = &mut self.nbd {
                 nbd.serve(&mut self.engine);
             }
@@ -126,94 +115,39 @@ impl Worker {
         self.end()
     }
 
-    /// Waits for something to do. Fast storage has answered by the time that it is asked: until it
-    /// turns out slow, guests are not asked for events. What they add meanwhile is found, and both
-    /// ends are spared the event, which costs more than a 4 KiB read.
-    fn wait(&mut self, completions: &mut Vec<Completion>) -> std::io::Result<()> {
-        let running = self.devices.iter().flatten().any(Device::running);
-        let lingering = self.lingering.contains(&true);
-        if self.touched.contains(&true) || (lingering && running) {
-            self.engine.submit_and_wait(0, completions)?;
-            if self.touched.contains(&true) || !completions.is_empty() {
-                return Ok(());
-            }
-        }
-        let wanted = usize::from(!self.sleep());
-        self.engine.submit_and_wait(wanted, completions)
-    }
-
-    /// Asks the guests of lingering devices for events; true when one added a request meanwhile.
-    fn sleep(&mut self) -> bool {
-        for (number, device) in self.devices.iter_mut().enumerate() {
-            if std::mem::take(&mut self.lingering[number])
-                && let Some(device) = device
-                && device.sleep(&mut self.engine)
-            {
-                self.touched[number] = true;
-            }
-        }
-        self.touched.contains(&true)
-    }
-
     fn dispatch(&mut self, Completion { tag, result }: Completion) {
         match tag {
-            Tag::Request { device, slot } => {
-                if let Some(served) = &mut self.devices[usize::from(device)] {
-                    served.on_completion(slot, result, &mut self.engine);
-                    self.touched[usize::from(device)] = true;
-                }
-            }
-            Tag::Event { device } => {
-                if let Some(served) = &mut self.devices[usize::from(device)] {
-                    served.on_event(result);
-                    self.touched[usize::from(device)] = true;
-                }
-            }
             LISTENER => self.accept(),
+            ENDED => self.reap(),
             Tag::Control { connection } => self.hear(connection),
             Tag::Nbd { client, lane } => {
                 if let Some(nbd) = &mut self.nbd {
                     nbd.on_completion(client, lane, result, &mut self.engine);
                 }
             }
-            Tag::Cancelled { .. } | Tag::None => {}
+            Tag::Request { .. } | Tag::Event | Tag::Cancelled | Tag::None => {}
         }
     }
 
-    fn serve_touched(&mut self) {
-        for number in 0..VBDS_MAX {
-            if !std::mem::take(&mut self.touched[number]) {
-                continue;
+    /// Queues have ended: VBDs without any are gone.
+    fn reap(&mut self) {
+        let mut count = [0; 8];
+        // Emptied before the queues are looked at: one that ends later signals anew.
+        let _ = rustix::io::read(&self.common.ended, &mut count);
+        self.engine.wait_readable(self.common.ended.as_fd(), ENDED);
+        let gone: Vec<Vbd> = self.vbds.extract_if(.., Vbd::reap).collect();
+        for mut vbd in gone {
+            let id = vbd.id();
+            tracing::info!(vbd = %id, "disconnected");
+            if self.past.len() >= PAST_VBDS_MAX {
+                self.past.pop_first();
             }
-            let Some(device) = &mut self.devices[number] else { continue };
-            device.flush_answers();
-            let swept = device.sweep(&mut self.engine);
-            self.touched[number] = swept == Swept::More;
-            self.lingering[number] = swept == Swept::Empty;
-            // Refusals are answered by the sweep itself.
-            device.flush_answers();
-            if device.drained() {
-                self.remove(number);
+            self.past.insert(id, vbd.counters());
+            let (done, waiting) = self.waiters.drain(..).partition(|(waited, _)| *waited == id);
+            self.waiters = waiting;
+            for (_, waiter) in done {
+                self.reply(waiter, Answer::Done);
             }
-        }
-    }
-
-    fn remove(&mut self, number: usize) {
-        let Some(device) = self.devices[number].take() else { return };
-        let vbd = device.vbd();
-        let mut counters = device.counters();
-        drop(device);
-        counters.counters.mapped_pages = 0;
-        counters.counters.persistent_pages = 0;
-        tracing::info!(%vbd, "disconnected");
-        if self.past.len() >= PAST_VBDS_MAX {
-            self.past.pop_first();
-        }
-        self.past.insert(vbd, counters);
-        let (done, waiting) = self.waiters.drain(..).partition(|(waited, _)| *waited == vbd);
-        self.waiters = waiting;
-        for (_, waiter) in done {
-            self.reply(waiter, Answer::Done);
         }
     }
 
@@ -238,8 +172,8 @@ impl Worker {
             let Some(connection) = &mut self.connections[index] else { return };
             match connection.next_request() {
                 Ok(Some(request)) => {
-                    let descriptor = connection.take_descriptor();
-                    self.obey(number, request, descriptor);
+                    let descriptors = connection.take_descriptors();
+                    self.obey(number, request, descriptors);
                 }
                 Ok(None) => break,
                 Err(hang_up) => heard = Err(hang_up),
@@ -259,11 +193,13 @@ impl Worker {
         }
     }
 
-    fn obey(&mut self, connection: u16, request: Request, descriptor: Option<OwnedFd>) {
+    fn obey(&mut self, connection: u16, request: Request, descriptors: Vec<OwnedFd>) {
         let waiter = Waiter { connection, id: request.id };
         let answer = match request.ask {
             Ask::Hello { protocol } => self.hello(protocol),
-            Ask::Connect { vbd, read_only, ring } => self.connect(vbd, read_only, ring, descriptor),
+            Ask::Connect { vbd, read_only, ring } => {
+                self.connect(vbd, read_only, ring, descriptors)
+            }
             Ask::Disconnect { vbd } => match self.disconnect(vbd, waiter) {
                 Some(answer) => answer,
                 None => return,
@@ -275,16 +211,14 @@ impl Worker {
             Ask::Shutdown => {
                 self.shutdown = Some(waiter);
                 self.nbd.iter_mut().for_each(Server::drain);
-                for number in 0..VBDS_MAX {
-                    self.drain(number);
-                }
+                self.vbds.iter().for_each(Vbd::drain);
                 return;
             }
         };
         self.reply(waiter, answer);
     }
 
-    fn hello(&self, protocol: u32) -> Answer {
+    fn hello(&mut self, protocol: u32) -> Answer {
         if protocol != PROTOCOL {
             let text = format!("this worker speaks protocol {PROTOCOL}, not {protocol}");
             return Answer::Error { text };
@@ -293,10 +227,11 @@ impl Worker {
             protocol: PROTOCOL,
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
-            image: self.image.info(),
+            image: self.common.image.info(),
             indirect_segments_max: u32::try_from(INDIRECT_SEGMENTS_MAX).unwrap_or(0),
             ring_page_order_max: RING_PAGE_ORDER_MAX,
-            connected: self.devices.iter().flatten().map(Device::connected).collect(),
+            queues_max: queues_max(),
+            connected: self.vbds.iter_mut().map(Vbd::connected).collect(),
         }
     }
 
@@ -305,55 +240,41 @@ impl Worker {
         vbd: VbdId,
         read_only: bool,
         ring: RingParameters,
-        evtchn: Option<OwnedFd>,
+        evtchns: Vec<OwnedFd>,
     ) -> Answer {
         let refuse = |text: String| Answer::Error { text };
-        let Some(evtchn) = evtchn else {
-            return refuse("connect: no event channel descriptor came along".into());
-        };
-        if self.devices.iter().flatten().any(|device| device.vbd() == vbd) {
+        if self.vbds.iter().any(|served| served.id() == vbd) {
             return refuse(format!("VBD {vbd} is connected already; disconnect it first"));
         }
-        let Some(number) = self.devices.iter().position(Option::is_none) else {
+        if self.vbds.len() >= VBDS_MAX {
             return refuse(format!("a worker serves at most {VBDS_MAX} VBDs"));
-        };
-        let device_number = connection_number(number);
+        }
         let read_only = read_only || self.read_only;
-        let (host, image) = (self.host, &self.image);
-        let connected =
-            Device::connect(host, &self.gntdev, evtchn, image, device_number, vbd, ring, read_only);
-        match connected {
-            Ok(mut device) => {
-                if let Some(past) = self.past.remove(&vbd) {
-                    device.resume_counters(past);
-                }
-                tracing::info!(%vbd, read_only, "connected");
-                self.devices[number] = Some(device);
-                self.touched[number] = true;
+        let queues = ring.queues.len();
+        let past = self.past.get(&vbd).cloned();
+        match Vbd::connect(&self.common, vbd, ring, read_only, evtchns, past) {
+            Ok(connected) => {
+                self.past.remove(&vbd);
+                tracing::info!(%vbd, read_only, queues, "connected");
+                self.vbds.push(connected);
                 Answer::Done
             }
-            Err(error) => refuse(format!("connect VBD {vbd}: {error}")),
+            Err(problem) => refuse(format!("connect VBD {vbd}: {problem}")),
         }
     }
 
     /// Answers at once when there is nothing to wait for.
     fn disconnect(&mut self, vbd: VbdId, waiter: Waiter) -> Option<Answer> {
-        let is_it = |device: &Option<Device>| matches!(device, Some(it) if it.vbd() == vbd);
-        let Some(number) = self.devices.iter().position(is_it) else { return Some(Answer::Done) };
+        let Some(served) = self.vbds.iter().find(|served| served.id() == vbd) else {
+            return Some(Answer::Done);
+        };
+        served.drain();
         self.waiters.push((vbd, waiter));
-        self.drain(number);
         None
     }
 
-    fn drain(&mut self, number: usize) {
-        if let Some(device) = &mut self.devices[number] {
-            device.drain(&mut self.engine);
-            self.touched[number] = true;
-        }
-    }
-
-    fn counters(&self) -> Vec<VbdCounters> {
-        let live = self.devices.iter().flatten().map(Device::counters);
+    fn counters(&mut self) -> Vec<VbdCounters> {
+        let live = self.vbds.iter_mut().map(Vbd::counters);
         live.chain(self.past.values().cloned()).collect()
     }
 
@@ -369,16 +290,16 @@ impl Worker {
 
     fn finished(&self) -> bool {
         self.shutdown.is_some()
-            && self.devices.iter().all(Option::is_none)
+            && self.vbds.is_empty()
             && self.nbd.as_ref().is_none_or(Server::drained)
     }
 
     /// Nothing is in flight: make all durable, then say so.
     fn end(mut self) -> std::io::Result<()> {
-        rustix::fs::fdatasync(self.image.file())?;
+        rustix::fs::fdatasync(self.common.image.file())?;
         // The daemon's fence. The process's end would release it too, but only after the kernel has
         // taken io_uring apart, tens of milliseconds later.
-        rustix::fs::flock(self.image.file(), FlockOperation::Unlock)?;
+        rustix::fs::flock(self.common.image.file(), FlockOperation::Unlock)?;
         if let Some(waiter) = self.shutdown {
             self.reply(waiter, Answer::Done);
         }
@@ -388,4 +309,10 @@ impl Worker {
 
 fn connection_number(index: usize) -> u16 {
     u16::try_from(index).expect("a handful")
+}
+
+/// A queue beyond the host's CPUs only takes turns with the others.
+fn queues_max() -> u32 {
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    u32::try_from(cpus.min(QUEUES_MAX)).unwrap_or(1)
 }

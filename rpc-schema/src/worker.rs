@@ -4,7 +4,7 @@
 //! [`LINE_BYTES_MAX`] long, a newline at its end. The daemon numbers its requests, the worker
 //! answers each with the same number, not always in order (a disconnect waits until the disk has
 //! drained).
-//! `Connect` carries a descriptor (SCM_RIGHTS) with the first byte of its line.
+//! `Connect` carries descriptors (SCM_RIGHTS) with the first byte of its line.
 //! The daemon opens with [`Request::Hello`]; a worker that speaks no version asked for says so.
 
 use crate::latency::Histogram;
@@ -16,6 +16,8 @@ pub const PROTOCOL: u32 = 1;
 pub const LINE_BYTES_MAX: usize = 256 * 1024;
 /// The most disks (VBDs) that one worker serves of its VDI.
 pub const VBDS_MAX: usize = 16;
+/// The most queues of a VBD: four CPUs of the host keep any device busy.
+pub const QUEUES_MAX: usize = 4;
 
 /// A VBD of this host: which domain's disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -45,14 +47,22 @@ pub enum Abi {
     X86_32,
 }
 
-/// What a frontend published, validated by the daemon.
+/// One queue of a VBD: a ring of its own and how its ends wake each other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct RingParameters {
+pub struct QueueParameters {
     /// Grant references of the ring's pages: 1, 2, 4, 8 or 16.
     pub ring_refs: Vec<u32>,
     /// The frontend's event channel port.
     pub port: u32,
+}
+
+/// What a frontend published, validated by the daemon.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct RingParameters {
+    /// Its queues: 1 to [`QUEUES_MAX`].
+    pub queues: Vec<QueueParameters>,
     /// The entries' layout.
     pub protocol: Abi,
     /// Whether the frontend keeps its grants (both ends must have offered it).
@@ -68,15 +78,15 @@ pub enum Ask {
         /// The daemon's [`PROTOCOL`].
         protocol: u32,
     },
-    /// Serve a ring. Carries one descriptor: an event channel device of its own
+    /// Serve a VBD. Carries a descriptor a queue: an event channel device of its own
     /// (`/dev/xen/evtchn`, or the simulated host's directory). Answer: [`Answer::Done`], once the
-    /// ring is mapped, the port is bound and requests are taken.
+    /// rings are mapped, the ports are bound and requests are taken.
     Connect {
         /// Which disk.
         vbd: VbdId,
         /// Refuse writes, whatever the frontend believes.
         read_only: bool,
-        /// The frontend's ring.
+        /// The frontend's rings.
         ring: RingParameters,
     },
     /// Stop taking requests, finish those taken, unmap, unbind. Answer: [`Answer::Done`], once the
@@ -132,6 +142,8 @@ pub enum Answer {
         indirect_segments_max: u32,
         /// The highest ring order that it maps.
         ring_page_order_max: u32,
+        /// The most queues that are worth having: no more than the host has CPUs.
+        queues_max: u32,
         /// The VBDs that are connected, for a daemon that came back.
         connected: Vec<Connected>,
     },
@@ -210,6 +222,46 @@ pub struct Counters {
     pub sweeps: u64,
 }
 
+impl Counters {
+    /// Adds what another queue, or an earlier connection, counted.
+    pub fn merge(&mut self, other: &Counters) {
+        let Counters {
+            reads,
+            writes,
+            flushes,
+            read_bytes,
+            write_bytes,
+            refused,
+            io_errors,
+            in_flight,
+            mapped_bytes,
+            copied_bytes,
+            mapped_pages,
+            persistent_pages,
+            map_calls,
+            events,
+            notifications,
+            sweeps,
+        } = other;
+        self.reads += reads;
+        self.writes += writes;
+        self.flushes += flushes;
+        self.read_bytes += read_bytes;
+        self.write_bytes += write_bytes;
+        self.refused += refused;
+        self.io_errors += io_errors;
+        self.in_flight += in_flight;
+        self.mapped_bytes += mapped_bytes;
+        self.copied_bytes += copied_bytes;
+        self.mapped_pages += mapped_pages;
+        self.persistent_pages += persistent_pages;
+        self.map_calls += map_calls;
+        self.events += events;
+        self.notifications += notifications;
+        self.sweeps += sweeps;
+    }
+}
+
 /// Counters and latencies of one VBD.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -226,6 +278,30 @@ pub struct VbdCounters {
     pub write_latency: Histogram,
     /// The same for flushes and barriers.
     pub flush_latency: Histogram,
+}
+
+impl VbdCounters {
+    /// Of a VBD that nothing was counted of.
+    #[must_use]
+    pub fn new(vbd: VbdId) -> Self {
+        VbdCounters {
+            vbd,
+            broken: false,
+            counters: Counters::default(),
+            read_latency: Histogram::default(),
+            write_latency: Histogram::default(),
+            flush_latency: Histogram::default(),
+        }
+    }
+
+    /// Adds what another queue, or an earlier connection, counted.
+    pub fn merge(&mut self, other: &VbdCounters) {
+        self.broken |= other.broken;
+        self.counters.merge(&other.counters);
+        self.read_latency.merge(&other.read_latency);
+        self.write_latency.merge(&other.write_latency);
+        self.flush_latency.merge(&other.flush_latency);
+    }
 }
 
 /// Counters of a worker's NBD server since the worker started.

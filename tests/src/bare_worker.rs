@@ -21,7 +21,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use zerotap_rpc_schema::worker::{
-    Abi, Answer, Ask, ImageInfo, PROTOCOL, Reply, Request, RingParameters, VbdCounters, VbdId,
+    Abi, Answer, Ask, ImageInfo, PROTOCOL, QUEUES_MAX, QueueParameters, Reply, Request,
+    RingParameters, VbdCounters, VbdId,
 };
 
 /// How long the worker may take to answer.
@@ -114,9 +115,11 @@ impl BareWorker {
         ring: RingParameters,
         read_only: bool,
     ) -> anyhow::Result<()> {
-        let events = File::open(&self.sim_dir)?;
+        let open = |_| File::open(&self.sim_dir);
+        let events = ring.queues.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        let events: Vec<_> = events.iter().map(File::as_fd).collect();
         let ask = Ask::Connect { vbd, read_only, ring };
-        match control.ask_with(ask, Some(events.as_fd()))? {
+        match control.ask_with(ask, &events)? {
             Answer::Done => Ok(()),
             other => bail!("{other:?}"),
         }
@@ -212,18 +215,18 @@ impl Control {
     /// # Errors
     /// When the worker hangs up or does not answer in time.
     pub fn ask(&mut self, ask: Ask) -> anyhow::Result<Answer> {
-        self.ask_with(ask, None)
+        self.ask_with(ask, &[])
     }
 
-    /// Asks with a descriptor.
+    /// Asks with descriptors.
     ///
     /// # Errors
     /// As [`Control::ask`].
-    pub fn ask_with(&mut self, ask: Ask, fd: Option<BorrowedFd<'_>>) -> anyhow::Result<Answer> {
+    pub fn ask_with(&mut self, ask: Ask, fds: &[BorrowedFd<'_>]) -> anyhow::Result<Answer> {
         self.last_id += 1;
         let mut line = serde_json::to_vec(&Request { id: self.last_id, ask })?;
         line.push(b'\n');
-        self.send(&line, fd)?;
+        self.send(&line, fds)?;
         let reply = self.answer()?.context("the worker hung up")?;
         ensure!(reply.id == self.last_id, "answer {} to request {}", reply.id, self.last_id);
         Ok(reply.answer)
@@ -233,12 +236,11 @@ impl Control {
     ///
     /// # Errors
     /// When the worker hung up.
-    pub fn send(&self, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> anyhow::Result<()> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    pub fn send(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> anyhow::Result<()> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(QUEUES_MAX))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        let fds: Vec<BorrowedFd<'_>> = fd.into_iter().collect();
         if !fds.is_empty() {
-            ensure!(ancillary.push(SendAncillaryMessage::ScmRights(&fds)), "no room");
+            ensure!(ancillary.push(SendAncillaryMessage::ScmRights(fds)), "no room");
         }
         let slices = [IoSlice::new(bytes)];
         let sent = sendmsg(self.reader.get_ref(), &slices, &mut ancillary, SendFlags::NOSIGNAL)?;
@@ -297,6 +299,7 @@ impl HandBackend {
         let info = 0;
         let offers = [
             ("max-ring-page-order", 4),
+            ("multi-queue-max-queues", QUEUES_MAX as u64),
             ("feature-max-indirect-segments", 256),
             ("feature-persistent", 1),
             ("feature-flush-cache", 1),
@@ -339,28 +342,29 @@ impl HandBackend {
     pub fn ring(&mut self) -> anyhow::Result<RingParameters> {
         let dir = self.frontend.clone();
         let mut read = |key: &str| self.dom0.read_optional(&format!("{dir}/{key}"));
-        let ring_refs = match read("ring-page-order")? {
-            None => vec![read("ring-ref")?.context("no ring-ref")?.parse()?],
-            Some(order) => {
-                let count = 1u32 << order.parse::<u32>()?;
-                let gref = |n| -> anyhow::Result<u32> {
-                    Ok(read(&format!("ring-ref{n}"))?.context("no ring-ref")?.parse()?)
-                };
-                (0..count).map(gref).collect::<anyhow::Result<_>>()?
-            }
-        };
+        let order: Option<u32> = read("ring-page-order")?.map(|it| it.parse()).transpose()?;
+        let count = read("multi-queue-num-queues")?.map_or(Ok(1), |it| it.parse::<usize>())?;
+        let mut queues = Vec::new();
+        for prefix in crate::blkfront::negotiate::queue_prefixes(count) {
+            let mut number = |key: &str| -> anyhow::Result<u32> {
+                let key = format!("{prefix}{key}");
+                Ok(read(&key)?.with_context(|| format!("no {key}"))?.parse()?)
+            };
+            let ring_refs = match order {
+                None => vec![number("ring-ref")?],
+                Some(order) => (0..1 << order)
+                    .map(|n| number(&format!("ring-ref{n}")))
+                    .collect::<anyhow::Result<_>>()?,
+            };
+            queues.push(QueueParameters { ring_refs, port: number("event-channel")? });
+        }
         let mut read = |key: &str| self.dom0.read(&format!("{dir}/{key}"));
         let protocol = match read("protocol")?.as_str() {
             "x86_64-abi" => Abi::X86_64,
             _ => Abi::X86_32,
         };
         let persistent = read("feature-persistent")? == "1";
-        Ok(RingParameters {
-            ring_refs,
-            port: read("event-channel")?.parse()?,
-            protocol,
-            persistent,
-        })
+        Ok(RingParameters { queues, protocol, persistent })
     }
 
     /// Writes the back end's state.

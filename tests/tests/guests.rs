@@ -82,16 +82,19 @@ fn one_disk_end_to_end() {
 #[test]
 fn every_ring_is_negotiated() {
     let host = Host::start().unwrap();
-    for ring_order in [0, 1, 4] {
+    // No more are offered than the host has CPUs.
+    let cpus = std::thread::available_parallelism().unwrap().get();
+    for (ring_order, queues) in [(0, 1), (0, 4), (1, 2), (4, 1)] {
         for (abi, persistent) in [(Abi::X86_64, true), (Abi::X86_32, false)] {
             let disk = host.serve(DOMID, 8 * MIB).unwrap();
-            let options = Options { ring_order, abi, persistent, ..Options::default() };
+            let options = Options { ring_order, queues, abi, persistent, ..Options::default() };
             let plan = Plan { bytes_max: 1 << 20, depth: 64, ..requests(300) };
             let guest = Guest { options: options.clone(), plan, ..Guest::new(DOMID) };
             let running = boot(&host, &disk, guest, Expect::Fresh).unwrap();
             running.progresses(10, SOON).unwrap();
             let ring = disk.stat(&host.rpc()).unwrap().ring.expect("connected");
-            assert_eq!(ring.ring_refs.len(), 1 << ring_order);
+            assert_eq!(ring.queues.len(), queues.min(cpus));
+            assert!(ring.queues.iter().all(|queue| queue.ring_refs.len() == 1 << ring_order));
             assert_eq!((ring.protocol, ring.persistent), (abi, persistent));
             bury(&host, &disk, running).with_context(|| format!("{options:?}")).unwrap();
             disk.remove(&host.rpc()).unwrap();
@@ -103,7 +106,9 @@ fn every_ring_is_negotiated() {
 fn a_front_end_that_comes_back_loses_nothing() {
     let host = Host::start().unwrap();
     let disk = host.serve(DOMID, 32 * MIB).unwrap();
-    let running = boot(&host, &disk, Guest::new(DOMID), Expect::Fresh).unwrap();
+    let options = Options { queues: 2, ..Options::default() };
+    let guest = Guest { options, ..Guest::new(DOMID) };
+    let running = boot(&host, &disk, guest, Expect::Fresh).unwrap();
     for (n, how) in (1..).zip([Reconnect::Orderly, Reconnect::Abrupt].repeat(5)) {
         running.progresses(50, SOON).unwrap();
         running.progress.reconnect(how);

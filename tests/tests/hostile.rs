@@ -9,7 +9,7 @@ use zerotap_datapath::ring::abi::{
 };
 use zerotap_datapath::ring::shared::SharedMapping;
 use zerotap_datapath::xen::sim;
-use zerotap_rpc_schema::worker::{Answer, Ask, RingParameters, VbdId};
+use zerotap_rpc_schema::worker::{Answer, Ask, QueueParameters, RingParameters, VbdId};
 use zerotap_tests::bare_worker::{BareWorker, Control, HandBackend};
 use zerotap_tests::blkfront::request::{encode_direct, encode_indirect, encode_segment};
 use zerotap_tests::blkfront::ring::Response;
@@ -319,20 +319,28 @@ fn rings_that_cannot_be_are_refused_by_the_worker() {
     let bound = siege.hostile.raw().2.number();
     let vbd = VbdId { domid: HOSTILE.domid, devid: 51728 };
     let unknown = VbdId { domid: 99, devid: 51728 };
-    let ring = RingParameters {
-        ring_refs: vec![gref],
-        port: free.number(),
+    let with = |queues: &[(u32, Vec<u32>)]| RingParameters {
+        queues: queues
+            .iter()
+            .map(|(port, refs)| QueueParameters { ring_refs: refs.clone(), port: *port })
+            .collect(),
         protocol: Abi::X86_64,
         persistent: true,
     };
+    let port = free.number();
+    let ring = with(&[(port, vec![gref])]);
+    let good = (port, vec![gref]);
     let wrong = [
-        ("no page", vbd, RingParameters { ring_refs: Vec::new(), ..ring.clone() }),
-        ("three pages", vbd, RingParameters { ring_refs: vec![gref; 3], ..ring.clone() }),
-        ("32 pages", vbd, RingParameters { ring_refs: vec![gref; 32], ..ring.clone() }),
-        ("no grant", vbd, RingParameters { ring_refs: vec![NO_GREF], ..ring.clone() }),
-        ("a read-only grant", vbd, RingParameters { ring_refs: vec![read_only], ..ring.clone() }),
-        ("no such port", vbd, RingParameters { port: 4000, ..ring.clone() }),
-        ("a bound port", vbd, RingParameters { port: bound, ..ring.clone() }),
+        ("no page", vbd, with(&[(port, Vec::new())])),
+        ("no queue", vbd, with(&[])),
+        ("five queues", vbd, with(&[0; 5].map(|_| good.clone()))),
+        ("a bad second queue", vbd, with(&[good.clone(), (4000, vec![gref])])),
+        ("three pages", vbd, with(&[(port, vec![gref; 3])])),
+        ("32 pages", vbd, with(&[(port, vec![gref; 32])])),
+        ("no grant", vbd, with(&[(port, vec![NO_GREF])])),
+        ("a read-only grant", vbd, with(&[(port, vec![read_only])])),
+        ("no such port", vbd, with(&[(4000, vec![gref])])),
+        ("a bound port", vbd, with(&[(bound, vec![gref])])),
         ("no such domain", unknown, ring.clone()),
         ("connected already", HOSTILE, ring.clone()),
     ];
@@ -351,13 +359,13 @@ fn a_control_client_that_misbehaves_is_hung_up_on() {
     let siege = Siege::lay(Options::default()).unwrap();
     for bytes in [&b"no json\n"[..], b"{\"id\":1}\n", b"{\"id\":1,\"ask\":{\"op\":\"dance\"}}\n"] {
         let mut control = Control::connect(siege.worker.socket()).unwrap();
-        control.send(bytes, None).unwrap();
+        control.send(bytes, &[]).unwrap();
         assert_eq!(control.answer().unwrap(), None, "{bytes:?}");
     }
     let mut endless = Control::connect(siege.worker.socket()).unwrap();
     let piece = vec![b'x'; 32 * 1024];
     // Somewhere on the way to a megabyte without a newline it is hung up on.
-    let sent = (0..32).map(|_| endless.send(&piece, None)).find(Result::is_err);
+    let sent = (0..32).map(|_| endless.send(&piece, &[])).find(Result::is_err);
     assert!(sent.is_some() || endless.answer().unwrap().is_none());
     let wrong = siege.worker.control().unwrap().ask(Ask::Hello { protocol: 999 }).unwrap();
     assert!(matches!(wrong, Answer::Error { .. }), "{wrong:?}");

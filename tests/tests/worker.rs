@@ -2,7 +2,7 @@
 
 use anyhow::Context as _;
 use std::time::Duration;
-use zerotap_rpc_schema::worker::{Abi, Answer, Ask, Counters, VbdId};
+use zerotap_rpc_schema::worker::{Abi, Answer, Ask, Counters, QUEUES_MAX, VbdId};
 use zerotap_tests::bare_worker::{BareWorker, Control, HandBackend};
 use zerotap_tests::blkfront::{Options, state};
 use zerotap_tests::simguest::{Ended, Expect, Guest, Running};
@@ -64,8 +64,14 @@ fn a_workload_is_served_with_every_ring() {
     for ring_order in 0..=4 {
         for abi in [Abi::X86_64, Abi::X86_32] {
             for (persistent, segments_max) in [(true, 11), (true, 256), (false, 11), (false, 256)] {
-                let options =
-                    Options { ring_order, abi, persistent, segments_max, ..Options::default() };
+                let options = Options {
+                    ring_order,
+                    queues: 1 + ring_order as usize % QUEUES_MAX,
+                    abi,
+                    persistent,
+                    segments_max,
+                    ..Options::default()
+                };
                 let plan = Plan {
                     seed: u64::from(ring_order),
                     depth: 64,

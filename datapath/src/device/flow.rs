@@ -14,7 +14,7 @@ const RETRIES_MAX: u8 = 16;
 impl Device {
     /// Submits the next step that a request needs, or finishes it.
     pub(super) fn advance(&mut self, number: u16, engine: &mut Engine) {
-        let tag = Tag::Request { device: self.number, slot: number };
+        let tag = Tag::Request { slot: number };
         loop {
             let slot = &mut self.slots[usize::from(number)];
             match slot.step {
@@ -94,7 +94,7 @@ impl Device {
     fn submit_data(&mut self, number: u16, engine: &mut Engine) {
         let slot = &self.slots[usize::from(number)];
         let offset = slot.plan.sector * SECTOR_BYTES + u64::from(slot.done);
-        let tag = Tag::Request { device: self.number, slot: number };
+        let tag = Tag::Request { slot: number };
         // SAFETY: the vectors stay in the slot, which stays taken until this completion; what they
         // describe is the slot's window or standing mapping or bounce buffer, none of which is
         // given back before `finish`.

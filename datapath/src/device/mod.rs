@@ -1,8 +1,9 @@
-//! One VBD: takes requests off a guest's ring, moves data between its pages and the image, answers.
+//! One ring of a VBD: takes requests off it, moves data between the guest's pages and the image,
+//! answers.
 //!
 //! Runs at its own pace: an event or a completion only marks it; then one sweep takes all that is
 //! there, maps what is missing, submits, and pushes the finished answers with one notification.
-//! The worker calls it; it calls the engine and nothing else waits.
+//! Its queue calls it; it calls the engine and nothing else waits.
 
 mod bounce;
 mod flow;
@@ -10,7 +11,6 @@ mod slot;
 mod sweep;
 
 use crate::engine::{Engine, Tag};
-use crate::image::Image;
 use crate::ring::back::BackRing;
 use crate::ring::request::{Limits, Transfer as Direction};
 use crate::ring::shared::PAGE_BYTES;
@@ -20,10 +20,10 @@ use bounce::BouncePool;
 use rustix::io::Errno;
 use slot::Slot;
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
+use std::sync::Arc;
 pub use sweep::Swept;
 use zerotap_rpc_schema::Histogram;
-use zerotap_rpc_schema::worker::{Connected, Counters, RingParameters, VbdCounters, VbdId};
+use zerotap_rpc_schema::worker::{Abi, Counters, ImageInfo, VbdCounters, VbdId};
 
 /// Reads of an event channel that may fail in a row before the ring counts as broken.
 const EVENT_ERRORS_MAX: u32 = 16;
@@ -112,13 +112,32 @@ struct EventWait {
     errors: u32,
 }
 
-/// One connected VBD. The field order is the order of dropping: the ring goes before the grants
+/// What a device is connected with.
+#[derive(Debug)]
+pub struct Ring {
+    /// Which host this is.
+    pub host: Host,
+    /// The grant device.
+    pub gntdev: Arc<OwnedFd>,
+    /// An event channel device that is its own.
+    pub evtchn: OwnedFd,
+    /// Grant references of the ring's pages.
+    pub refs: Vec<u32>,
+    /// The frontend's event channel port.
+    pub port: u32,
+    /// The entries' layout.
+    pub protocol: Abi,
+    /// Whether both ends keep grants.
+    pub persistent: bool,
+    /// Refuse writes.
+    pub read_only: bool,
+}
+
+/// One connected ring. The field order is the order of dropping: the ring goes before the grants
 /// that it is made of.
 #[derive(Debug)]
 pub struct Device {
     vbd: VbdId,
-    number: u16,
-    parameters: RingParameters,
     limits: Limits,
     memory_align_bytes: u32,
     state: State,
@@ -152,38 +171,26 @@ impl Device {
     ///
     /// # Errors
     /// When the frontend's parameters do not lead to a ring.
-    #[expect(clippy::too_many_arguments, reason = "each is a separate thing that the worker holds")]
-    pub fn connect(
-        host: Host,
-        gntdev: &Rc<OwnedFd>,
-        evtchn: OwnedFd,
-        image: &Image,
-        number: u16,
-        vbd: VbdId,
-        parameters: RingParameters,
-        read_only: bool,
-    ) -> Result<Self, ConnectFailed> {
-        let refs = &parameters.ring_refs;
+    pub fn connect(vbd: VbdId, given: Ring, image: ImageInfo) -> Result<Self, ConnectFailed> {
+        let Ring { host, gntdev, evtchn, refs, port, protocol, persistent, read_only } = given;
         if !matches!(refs.len(), 1 | 2 | 4 | 8 | 16) {
             return Err(ConnectFailed::RingPages(refs.len()));
         }
-        let grants = Grants::new(host, gntdev, vbd.domid).map_err(ConnectFailed::Grants)?;
+        let grants = Grants::new(host, &gntdev, vbd.domid).map_err(ConnectFailed::Grants)?;
         let mapping = grants
-            .map(refs, Access::ReadWrite)
+            .map(&refs, Access::ReadWrite)
             .map_err(|errno| ConnectFailed::MapRing { refs: refs.clone(), errno })?;
-        let port = parameters.port;
         let channel = Channel::bind(host, evtchn, vbd.domid, port)
             .map_err(|errno| ConnectFailed::BindPort { port, errno })?;
         debug_assert_eq!(mapping.memory().bytes(), refs.len() * PAGE_BYTES);
         let (memory, ring_grants) = mapping.split();
-        let ring = BackRing::new(memory, parameters.protocol);
+        let ring = BackRing::new(memory, protocol);
         let entries = u16::try_from(ring.entries()).expect("at most 512 entries");
-        let info = image.info();
+        let limits = Limits { sectors: image.sectors, sector_bytes: image.sector_bytes, read_only };
         Ok(Device {
             vbd,
-            number,
-            limits: Limits { sectors: info.sectors, sector_bytes: info.sector_bytes, read_only },
-            memory_align_bytes: info.memory_align_bytes,
+            limits,
+            memory_align_bytes: image.memory_align_bytes,
             state: State::Serving,
             ring,
             _ring_grants: ring_grants,
@@ -196,8 +203,7 @@ impl Device {
                 errors: 0,
             },
             channel,
-            transfer: Transfer::new(grants, parameters.persistent),
-            parameters,
+            transfer: Transfer::new(grants, persistent),
             bounce: BouncePool::default(),
             slots: (0..entries).map(|_| Slot::new()).collect(),
             free: (0..entries).rev().collect(),
@@ -216,24 +222,6 @@ impl Device {
     #[must_use]
     pub fn vbd(&self) -> VbdId {
         self.vbd
-    }
-
-    /// Goes on counting where an earlier connection of the same VBD ended.
-    pub fn resume_counters(&mut self, past: VbdCounters) {
-        self.statistics = Statistics {
-            counters: past.counters,
-            read_latency: past.read_latency,
-            write_latency: past.write_latency,
-            flush_latency: past.flush_latency,
-        };
-        self.transfer.map_calls = self.statistics.counters.map_calls;
-    }
-
-    /// For a daemon that came back.
-    #[must_use]
-    pub fn connected(&self) -> Connected {
-        let broken = self.state == State::Broken;
-        Connected { vbd: self.vbd, ring: self.parameters.clone(), broken }
     }
 
     /// Whether requests of it are with the kernel.
@@ -311,7 +299,7 @@ impl Device {
         let unmask = self.event.masked && self.channel.unmask_word().is_some();
         let port = unmask.then_some(std::ptr::from_ref(&*self.event.unmask));
         let word = std::ptr::from_mut(&mut *self.event.word);
-        let tag = Tag::Event { device: self.number };
+        let tag = Tag::Event;
         // SAFETY: both words are boxed, and the channel lives as long: the device is dropped only
         // when `armed` is false again (`drained`), which the wait's completion makes it.
         unsafe { engine.wait_event(self.channel.descriptor(), port, word, tag) };
@@ -322,8 +310,8 @@ impl Device {
     fn cancel_event_when_idle(&mut self, engine: &mut Engine) {
         if self.event.armed && !self.event.cancelled {
             self.event.cancelled = true;
-            let tag = Tag::Event { device: self.number };
-            engine.cancel_event(tag, Tag::Cancelled { device: self.number });
+            let tag = Tag::Event;
+            engine.cancel_event(tag, Tag::Cancelled);
         }
     }
 }

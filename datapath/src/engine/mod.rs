@@ -1,7 +1,7 @@
 //! The only place that submits I/O: a small vocabulary of operations over io_uring.
 //!
-//! One ring, one thread, one place to wait: completions, event channels and the control socket all
-//! arrive as completions. Errors of an operation are its completion's business, never the engine's.
+//! One for each thread, its only place to wait: completions, event channels and sockets all arrive as
+//! completions. Errors of an operation are its completion's business, never the engine's.
 
 mod stream;
 mod uring;
@@ -14,24 +14,16 @@ pub use uring::{Completion, Engine, IoVector, WANTED_KERNEL};
 pub enum Tag {
     /// Nobody waits for it.
     None,
-    /// A request's data or flush: the device's number, the request's slot.
+    /// A request's data or flush.
     Request {
-        /// Which device.
-        device: u16,
-        /// Which of its slots.
+        /// In which of the device's slots.
         slot: u16,
     },
-    /// A device's event channel is readable, and this was read.
-    Event {
-        /// Which device.
-        device: u16,
-    },
-    /// A device's event wait was cancelled.
-    Cancelled {
-        /// Which device.
-        device: u16,
-    },
-    /// A control connection, or with `u16::MAX` the listener, is readable.
+    /// The device's event channel is readable, and this was read.
+    Event,
+    /// The device's event wait was cancelled.
+    Cancelled,
+    /// A control connection, the listener (`u16::MAX`) or a queue's mailbox is readable.
     Control {
         /// Which connection.
         connection: u16,
@@ -49,9 +41,9 @@ impl Tag {
     fn encode(self) -> u64 {
         let (kind, high, low) = match self {
             Tag::None => (0, 0, 0),
-            Tag::Request { device, slot } => (1, device, slot),
-            Tag::Event { device } => (2, device, 0),
-            Tag::Cancelled { device } => (3, device, 0),
+            Tag::Request { slot } => (1, slot, 0),
+            Tag::Event => (2, 0, 0),
+            Tag::Cancelled => (3, 0, 0),
             Tag::Control { connection } => (4, connection, 0),
             Tag::Nbd { client, lane } => (5, client, lane),
         };
@@ -62,9 +54,9 @@ impl Tag {
     fn decode(bits: u64) -> Self {
         let (high, low) = ((bits >> 16) as u16, bits as u16);
         match bits >> 32 {
-            1 => Tag::Request { device: high, slot: low },
-            2 => Tag::Event { device: high },
-            3 => Tag::Cancelled { device: high },
+            1 => Tag::Request { slot: high },
+            2 => Tag::Event,
+            3 => Tag::Cancelled,
             4 => Tag::Control { connection: high },
             5 => Tag::Nbd { client: high, lane: low },
             _ => Tag::None,
@@ -80,9 +72,9 @@ mod tests {
     fn tags_survive_the_kernel() {
         for tag in [
             Tag::None,
-            Tag::Request { device: 3, slot: 511 },
-            Tag::Event { device: u16::MAX },
-            Tag::Cancelled { device: 1 },
+            Tag::Request { slot: 511 },
+            Tag::Event,
+            Tag::Cancelled,
             Tag::Control { connection: u16::MAX },
             Tag::Nbd { client: 15, lane: u16::MAX },
         ] {

@@ -9,7 +9,7 @@ use crate::ring::shared::{PAGE_BYTES, SharedMapping};
 use rustix::io::Errno;
 use rustix::ioctl::{Direction, Opcode, Setter, Updater, ioctl, opcode};
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// A reference in a map call.
 #[repr(C)]
@@ -70,14 +70,14 @@ const fn gntdev_opcode<T>(number: u8) -> Opcode {
 /// One domain's grants.
 #[derive(Debug)]
 pub struct Gntdev {
-    device: Rc<OwnedFd>,
+    device: Arc<OwnedFd>,
     domid: u16,
 }
 
 impl Gntdev {
     /// The grants of domain `domid`, by an open grant device.
     #[must_use]
-    pub fn new(device: Rc<OwnedFd>, domid: u16) -> Self {
+    pub fn new(device: Arc<OwnedFd>, domid: u16) -> Self {
         Gntdev { device, domid }
     }
 
@@ -104,7 +104,7 @@ impl Gntdev {
         // SAFETY: opcode and structure are the header's; the kernel reads `count` references, which
         // the caller keeps to the array's length, and writes `index`.
         unsafe { ioctl(&*self.device, Updater::<MAP_GRANT_REF, _>::new(&mut call))? };
-        let record = MapRecord { device: Rc::clone(&self.device), index: call.index, count };
+        let record = MapRecord { device: Arc::clone(&self.device), index: call.index, count };
         let bytes = grefs.len() * PAGE_BYTES;
         let writable = access == Access::ReadWrite;
         let memory = SharedMapping::map(&*self.device, call.index, bytes, writable)?;
@@ -144,7 +144,7 @@ impl Gntdev {
 /// The grant device's record of a mapping; dropping it, after the mapping, makes it forget.
 #[derive(Debug)]
 pub struct MapRecord {
-    device: Rc<OwnedFd>,
+    device: Arc<OwnedFd>,
     index: u64,
     count: u32,
 }

@@ -9,7 +9,7 @@ mod window;
 
 use crate::ring::shared::SharedMapping;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// Pages that one map call takes at the most.
 pub const GRANTS_PER_MAP_MAX: usize = 512;
@@ -87,9 +87,9 @@ impl Grants {
     ///
     /// # Errors
     /// When there is no such (simulated) guest.
-    pub fn new(host: Host, device: &Rc<OwnedFd>, domid: u16) -> rustix::io::Result<Self> {
+    pub fn new(host: Host, device: &Arc<OwnedFd>, domid: u16) -> rustix::io::Result<Self> {
         Ok(match host {
-            Host::Xen => Grants::Xen(gntdev::Gntdev::new(Rc::clone(device), domid)),
+            Host::Xen => Grants::Xen(gntdev::Gntdev::new(Arc::clone(device), domid)),
             Host::Sim => Grants::Sim(sim::SimGrants::open(device.as_fd(), domid)?),
         })
     }

@@ -11,7 +11,7 @@ use std::sync::atomic::{Ordering, fence};
 use zerotap_datapath::ring::abi::{Abi, OP_INDIRECT, entry_bytes, ring_entries};
 use zerotap_datapath::ring::shared::{PAGE_BYTES, SharedMapping};
 use zerotap_datapath::xen::sim::{GRANT_BYTES, GRANT_VALID, GRANTS_MAX};
-use zerotap_rpc_schema::worker::{Answer, Ask, Counters, RingParameters, VbdId};
+use zerotap_rpc_schema::worker::{Answer, Ask, Counters, QueueParameters, RingParameters, VbdId};
 
 /// Pages of a guest; page n is granted as reference n. The ring's come first.
 const GUEST_PAGES: usize = 2048;
@@ -64,8 +64,7 @@ impl Front {
         memory.store(12, 1);
         let mut control = rig.control();
         let ring = RingParameters {
-            ring_refs: (0..ring_pages).collect(),
-            port: PORT,
+            queues: vec![QueueParameters { ring_refs: (0..ring_pages).collect(), port: PORT }],
             protocol: abi,
             persistent,
         };

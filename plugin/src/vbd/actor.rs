@@ -226,6 +226,7 @@ impl Actor {
                             read_only: disk.read_only(),
                             indirect_segments_max: disk.indirect_segments_max(),
                             ring_page_order_max: disk.ring_page_order_max(),
+                            queues_max: disk.queues_max(),
                             ring: mine.map(|ring| ring.ring),
                         };
                         return Done::Met(disk.id().to_owned(), worker, broken);

@@ -31,6 +31,8 @@ pub trait Disk: Debug + Send + Sync {
     fn indirect_segments_max(&self) -> u32;
     /// The highest ring order that it maps.
     fn ring_page_order_max(&self) -> u32;
+    /// The most queues that are worth having.
+    fn queues_max(&self) -> u32;
     /// The rings that it serves.
     fn connected(&self) -> Answer<'_, Vec<Connected>>;
     /// Has it serve a ring.
@@ -114,6 +116,10 @@ impl Disk for WorkerHandle {
 
     fn ring_page_order_max(&self) -> u32 {
         self.ring_page_order_max()
+    }
+
+    fn queues_max(&self) -> u32 {
+        self.queues_max()
     }
 
     fn connected(&self) -> Answer<'_, Vec<Connected>> {

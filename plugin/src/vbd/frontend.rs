@@ -6,7 +6,7 @@
 //! Source: xen/include/public/io/blkif.h; Linux drivers/block/xen-blkback/xenbus.c
 //! (`connect_ring`).
 
-use zerotap_rpc_schema::worker::{Abi, RingParameters};
+use zerotap_rpc_schema::worker::{Abi, QUEUES_MAX, QueueParameters, RingParameters};
 
 /// The highest ring order that is offered, as blkback and QEMU do: 16 pages.
 pub const RING_PAGE_ORDER_MAX: u32 = 4;
@@ -38,12 +38,12 @@ pub enum Fault {
     /// A layout of ring entries that is not known.
     #[error("the frontend's protocol is neither x86_64-abi nor x86_32-abi")]
     Protocol,
-    /// More rings than one, which was not offered.
-    #[error("the frontend wants {0} queues; one was offered")]
+    /// No queue, or more than are ever offered.
+    #[error("the frontend wants {0} queues; 1 to {QUEUES_MAX} are possible")]
     Queues(u32),
 }
 
-/// Which keys may matter, in an order in which they can be read.
+/// Which keys may matter, whatever the others say.
 pub const KEYS: &[&str] = &[
     "event-channel",
     "protocol",
@@ -53,28 +53,55 @@ pub const KEYS: &[&str] = &[
     "multi-queue-num-queues",
 ];
 
+/// Which keys matter beside [`KEYS`], by the values of those: of queues, and of rings with several
+/// pages. None for values that [`parse`] refuses.
+#[must_use]
+pub fn further_keys<'a>(key: impl Fn(&str) -> Option<&'a str>) -> Vec<String> {
+    let pages = numbered_ring_refs(key("ring-page-order"));
+    let most = u32::try_from(QUEUES_MAX).unwrap_or(1);
+    let count = key("multi-queue-num-queues").and_then(|value| number(value, most)).unwrap_or(1);
+    let mut keys = Vec::new();
+    for prefix in (0..count).map(|number| prefix(number, count)) {
+        keys.extend((0..pages).map(|page| format!("{prefix}ring-ref{page}")));
+        if count > 1 {
+            keys.push(format!("{prefix}event-channel"));
+            keys.push(format!("{prefix}ring-ref"));
+        }
+    }
+    keys
+}
+
+/// Where a queue's keys stand: a single queue's beside the others, as before there were several.
+fn prefix(number: u32, count: u32) -> String {
+    if count == 1 { String::new() } else { format!("queue-{number}/") }
+}
+
 /// Reads the ring's parameters. `key` answers a key's value, `None` when it is not there; a value
 /// that is no text is any that parses as nothing.
 ///
 /// # Errors
 /// The first [`Fault`] found.
 pub fn parse<'a>(key: impl Fn(&str) -> Option<&'a str>) -> Result<RingParameters, Fault> {
-    if let Some(queues) = optional(&key, "multi-queue-num-queues", u32::MAX)?
-        && queues != 1
-    {
-        return Err(Fault::Queues(queues));
+    let count = optional(&key, "multi-queue-num-queues", u32::MAX)?.unwrap_or(1);
+    if count == 0 || count as usize > QUEUES_MAX {
+        return Err(Fault::Queues(count));
     }
+    let queue = |number| {
+        let prefix = prefix(number, count);
+        Ok(QueueParameters {
+            ring_refs: ring_refs(&key, &prefix)?,
+            port: required(&key, &format!("{prefix}event-channel"))?,
+        })
+    };
     Ok(RingParameters {
-        ring_refs: ring_refs(&key)?,
-        port: required(&key, "event-channel")?,
+        queues: (0..count).map(queue).collect::<Result<_, Fault>>()?,
         protocol: protocol(key("protocol"))?,
         persistent: optional(&key, "feature-persistent", 1)? == Some(1),
     })
 }
 
 /// How many keys `ring-ref<n>` there are to read: none without a valid `ring-page-order`.
-#[must_use]
-pub fn numbered_ring_refs(ring_page_order: Option<&str>) -> u32 {
+fn numbered_ring_refs(ring_page_order: Option<&str>) -> u32 {
     let order = ring_page_order.and_then(|value| number(value, RING_PAGE_ORDER_MAX));
     order.map_or(0, |order| 1 << order)
 }
@@ -82,13 +109,15 @@ pub fn numbered_ring_refs(ring_page_order: Option<&str>) -> u32 {
 /// `ring-page-order` decides, even when it is 0: with it the references are `ring-ref0` and on. A
 /// fall back to `ring-ref` could map what an earlier driver left there (blkback regression
 /// d75e7f63).
-fn ring_refs<'a>(key: &impl Fn(&str) -> Option<&'a str>) -> Result<Vec<u32>, Fault> {
+fn ring_refs<'a>(key: &impl Fn(&str) -> Option<&'a str>, prefix: &str) -> Result<Vec<u32>, Fault> {
     match optional(key, "ring-page-order", u32::MAX)? {
-        None => Ok(vec![required(key, "ring-ref")?]),
+        None => Ok(vec![required(key, &format!("{prefix}ring-ref"))?]),
         Some(order) if order > RING_PAGE_ORDER_MAX => {
             Err(Fault::TooLarge { order, max: RING_PAGE_ORDER_MAX })
         }
-        Some(order) => (0..1 << order).map(|n| required(key, &format!("ring-ref{n}"))).collect(),
+        Some(order) => {
+            (0..1 << order).map(|n| required(key, &format!("{prefix}ring-ref{n}"))).collect()
+        }
     }
 }
 
@@ -140,8 +169,7 @@ mod tests {
     fn a_single_page_is_ring_ref_and_32_bit_by_default() {
         let ring = read(PLAIN).unwrap();
         let wanted = RingParameters {
-            ring_refs: vec![8],
-            port: 9,
+            queues: vec![QueueParameters { ring_refs: vec![8], port: 9 }],
             protocol: Abi::X86_32,
             persistent: false,
         };
@@ -153,9 +181,9 @@ mod tests {
         let stale = [PLAIN, &[("ring-page-order", "0")]].concat();
         assert_eq!(read(&stale), Err(Fault::Missing("ring-ref0".to_owned())));
         let fresh = [&stale[..], &[("ring-ref0", "77")]].concat();
-        assert_eq!(read(&fresh).unwrap().ring_refs, [77]);
+        assert_eq!(read(&fresh).unwrap().queues[0].ring_refs, [77]);
         let double = [&fresh[..], &[("ring-page-order", "1"), ("ring-ref1", "78")]].concat();
-        assert_eq!(read(&double).unwrap().ring_refs, [77, 78]);
+        assert_eq!(read(&double).unwrap().queues[0].ring_refs, [77, 78]);
     }
 
     #[test]
@@ -164,7 +192,11 @@ mod tests {
         assert_eq!(read(&PLAIN[..1]), Err(Fault::Missing("ring-ref".to_owned())));
         assert_eq!(with("ring-page-order", "5"), Err(Fault::TooLarge { order: 5, max: 4 }));
         assert_eq!(with("protocol", "mips-abi"), Err(Fault::Protocol));
-        assert_eq!(with("multi-queue-num-queues", "2"), Err(Fault::Queues(2)));
+        assert_eq!(with("multi-queue-num-queues", "5"), Err(Fault::Queues(5)));
+        assert_eq!(
+            with("multi-queue-num-queues", "2"),
+            Err(Fault::Missing("queue-0/ring-ref".to_owned()))
+        );
         assert_eq!(with("multi-queue-num-queues", "0"), Err(Fault::Queues(0)));
         assert!(with("multi-queue-num-queues", "1").is_ok());
         for garbage in ["", "-1", "+1", " 1", "1 ", "0x1", "4294967296", "1\0", "①"] {
@@ -179,19 +211,53 @@ mod tests {
         assert_eq!(with("protocol", "x86_64-abi").unwrap().protocol, Abi::X86_64);
     }
 
+    #[test]
+    fn several_queues_have_directories_of_their_own() {
+        let keys = [
+            ("multi-queue-num-queues", "2"),
+            ("queue-0/ring-ref", "8"),
+            ("queue-0/event-channel", "9"),
+            ("queue-1/ring-ref", "18"),
+            ("queue-1/event-channel", "19"),
+            // What an earlier driver left.
+            ("ring-ref", "5"),
+            ("event-channel", "6"),
+        ];
+        let queues = read(&keys).unwrap().queues;
+        assert_eq!(queues.iter().map(|queue| queue.port).collect::<Vec<_>>(), [9, 19]);
+        assert_eq!(queues[1].ring_refs, [18]);
+        let keys: BTreeMap<_, _> = keys.into_iter().collect();
+        let further = further_keys(|key| keys.get(key).copied());
+        let wanted = [
+            "queue-0/event-channel",
+            "queue-0/ring-ref",
+            "queue-1/event-channel",
+            "queue-1/ring-ref",
+        ];
+        assert_eq!(further, wanted);
+        assert_eq!(further_keys(|key| (key == "ring-page-order").then_some("1")).len(), 2);
+        assert_eq!(further_keys(|key| (key == "multi-queue-num-queues").then_some("9")).len(), 0);
+    }
+
     proptest! {
         #[test]
-        fn no_value_makes_it_panic(values in prop::collection::vec("[0-9]{0,12}|\\PC{0,80}", 24)) {
+        fn no_value_makes_it_panic(values in prop::collection::vec("[0-9]{0,12}|\\PC{0,80}", 32)) {
             let keys: Vec<String> = KEYS.iter().map(|key| (*key).to_owned())
-                .chain((0..18).map(|n| format!("ring-ref{n}"))).collect();
+                .chain((0..18).map(|n| format!("ring-ref{n}")))
+                .chain((0..4).flat_map(|n| ["ring-ref", "event-channel"].map(|key| format!("queue-{n}/{key}"))))
+                .collect();
             let lookup = |key: &str| {
                 let at = keys.iter().position(|known| known == key)?;
                 values.get(at).map(String::as_str).filter(|value| !value.is_empty())
             };
             if let Ok(ring) = parse(lookup) {
-                prop_assert!(ring.ring_refs.len().is_power_of_two() && ring.ring_refs.len() <= 16);
+                prop_assert!((1..=QUEUES_MAX).contains(&ring.queues.len()));
+                for queue in &ring.queues {
+                    let pages = queue.ring_refs.len();
+                    prop_assert!(pages.is_power_of_two() && pages <= 16);
+                }
             }
-            prop_assert!(numbered_ring_refs(Some(&values[0])) <= 16);
+            prop_assert!(further_keys(lookup).len() <= QUEUES_MAX * 18);
         }
     }
 }

@@ -50,6 +50,7 @@ pub fn batch(address: &Address, identity: &Identity, from: &str, what: &Publicat
 fn offers(batch: &mut Batch, address: &Address, worker: &Worker) {
     let order = worker.ring_page_order_max.min(RING_PAGE_ORDER_MAX);
     batch.write(address.key("max-ring-page-order"), order);
+    batch.write(address.key("multi-queue-max-queues"), worker.queues_max);
     batch.write(address.key("feature-max-indirect-segments"), worker.indirect_segments_max);
     if address.kind == OWN_KIND {
         // Nobody's script does it for this kind.
@@ -119,6 +120,7 @@ mod tests {
             read_only: false,
             indirect_segments_max: 256,
             ring_page_order_max: 9,
+            queues_max: 2,
             ring: None,
         }
     }
@@ -127,14 +129,15 @@ mod tests {
     fn offers_come_before_init_wait() {
         let mut wanted = [
             "max-ring-page-order=4",
+            "multi-queue-max-queues=2",
             "feature-max-indirect-segments=256",
             "kthread-pid=77",
             "state=2",
         ];
         assert_eq!(written("qdisk", &Publication::Offers(worker(8))), wanted);
         let ours = written(OWN_KIND, &Publication::Offers(worker(8)));
-        wanted[2] = "hotplug-status=connected";
-        assert_eq!(ours[..3], wanted[..3]);
+        wanted[3] = "hotplug-status=connected";
+        assert_eq!(ours[..4], wanted[..4]);
     }
 
     #[test]

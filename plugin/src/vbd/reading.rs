@@ -121,10 +121,9 @@ async fn ring(store: &dyn Store, directory: &str) -> Result<Published, StoreErro
     let mut names: Vec<String> = vec!["state".to_owned()];
     names.extend(frontend::KEYS.iter().map(|&name| name.to_owned()));
     let mut keys = read_all(store, directory, &names).await?;
-    let order = keys.get("ring-page-order").map(String::as_str);
-    let count = frontend::numbered_ring_refs(order);
-    if count > 0 {
-        names.extend((0..count).map(|n| format!("ring-ref{n}")));
+    let further = frontend::further_keys(|name| keys.get(name).map(String::as_str));
+    if !further.is_empty() {
+        names.extend(further);
         keys = read_all(store, directory, &names).await?;
     }
     let ring = frontend::parse(|name| keys.get(name).map(String::as_str));

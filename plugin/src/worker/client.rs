@@ -16,7 +16,9 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
-use zerotap_rpc_schema::worker::{Answer, Ask, LINE_BYTES_MAX, PROTOCOL, Reply, Request};
+use zerotap_rpc_schema::worker::{
+    Answer, Ask, LINE_BYTES_MAX, PROTOCOL, QUEUES_MAX, Reply, Request,
+};
 
 /// Lines that wait to be written; callers beyond wait for room.
 const LINES_QUEUED_MAX: usize = 16;
@@ -72,7 +74,7 @@ pub struct Client {
 #[derive(Debug)]
 struct Line {
     text: Vec<u8>,
-    descriptor: Option<OwnedFd>,
+    descriptors: Vec<OwnedFd>,
 }
 
 type Waiting = Arc<Mutex<Option<HashMap<u64, oneshot::Sender<Answer>>>>>;
@@ -99,7 +101,7 @@ impl Client {
     /// It speaks another protocol, or not in time.
     pub async fn hello(&self) -> Result<Answer, WorkerError> {
         let ask = Ask::Hello { protocol: PROTOCOL };
-        match self.call("hello", ask, None, HELLO_DEADLINE).await? {
+        match self.call("hello", ask, Vec::new(), HELLO_DEADLINE).await? {
             Answer::Hello { protocol, .. } if protocol != PROTOCOL => {
                 Err(WorkerError::Refused(format!("it speaks protocol {protocol}, not {PROTOCOL}")))
             }
@@ -108,7 +110,7 @@ impl Client {
         }
     }
 
-    /// Asks, with a descriptor where the request takes one, and waits for the answer.
+    /// Asks, with descriptors where the request takes some, and waits for the answer.
     ///
     /// # Errors
     /// [`WorkerError`]; a request that ran into its deadline may still take effect.
@@ -116,7 +118,7 @@ impl Client {
         &self,
         what: &'static str,
         ask: Ask,
-        descriptor: Option<OwnedFd>,
+        descriptors: Vec<OwnedFd>,
         deadline: Duration,
     ) -> Result<Answer, WorkerError> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
@@ -134,7 +136,7 @@ impl Client {
         // Also when this future is dropped: nobody waits for the answer any more.
         let _forget = Forget { waiting: &self.waiting, id };
         let exchange = async {
-            let line = Line { text, descriptor };
+            let line = Line { text, descriptors };
             self.lines.send(line).await.map_err(|_| WorkerError::Gone)?;
             answer.await.map_err(|_| WorkerError::Gone)
         };
@@ -153,10 +155,10 @@ impl Client {
         &self,
         what: &'static str,
         ask: Ask,
-        descriptor: Option<OwnedFd>,
+        descriptors: Vec<OwnedFd>,
         deadline: Duration,
     ) -> Result<(), WorkerError> {
-        match self.call(what, ask, descriptor, deadline).await? {
+        match self.call(what, ask, descriptors, deadline).await? {
             Answer::Done => Ok(()),
             _ => Err(WorkerError::Confused { what }),
         }
@@ -191,14 +193,14 @@ async fn connection(stream: Arc<UnixStream>, queue: mpsc::Receiver<Line>, waitin
 }
 
 async fn write_lines(stream: &UnixStream, mut queue: mpsc::Receiver<Line>) -> io::Result<()> {
-    while let Some(Line { text, mut descriptor }) = queue.recv().await {
+    while let Some(Line { text, mut descriptors }) = queue.recv().await {
         let mut rest = &text[..];
         while !rest.is_empty() {
             stream.writable().await?;
-            match stream.try_io(Interest::WRITABLE, || send(stream, rest, descriptor.as_ref())) {
+            match stream.try_io(Interest::WRITABLE, || send(stream, rest, &descriptors)) {
                 Ok(sent) => {
-                    // It went with the first byte.
-                    descriptor = None;
+                    // They went with the first byte.
+                    descriptors.clear();
                     rest = &rest[sent..];
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -210,13 +212,12 @@ async fn write_lines(stream: &UnixStream, mut queue: mpsc::Receiver<Line>) -> io
     Ok(())
 }
 
-fn send(stream: &UnixStream, text: &[u8], descriptor: Option<&OwnedFd>) -> io::Result<usize> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+fn send(stream: &UnixStream, text: &[u8], descriptors: &[OwnedFd]) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(QUEUES_MAX))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let descriptors = descriptor.map(AsFd::as_fd);
-    let descriptors = descriptors.as_slice();
-    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
-        return Err(io::Error::other("no room for a descriptor"));
+    let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+        return Err(io::Error::other("no room for the descriptors"));
     }
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
     Ok(rustix::net::sendmsg(stream, &[IoSlice::new(text)], &mut control, flags)?)

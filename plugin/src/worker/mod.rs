@@ -45,6 +45,8 @@ pub struct Hello {
     pub indirect_segments_max: u32,
     /// The highest ring order that it maps.
     pub ring_page_order_max: u32,
+    /// The most queues that are worth having.
+    pub queues_max: u32,
     /// The rings that it serves.
     pub connected: Vec<Connected>,
 }
@@ -61,13 +63,22 @@ impl Hello {
             image,
             indirect_segments_max,
             ring_page_order_max,
+            queues_max,
             connected,
             ..
         } = client.hello().await?
         else {
             return Err(WorkerError::Confused { what: "hello" });
         };
-        Ok(Hello { version, pid, image, indirect_segments_max, ring_page_order_max, connected })
+        Ok(Hello {
+            version,
+            pid,
+            image,
+            indirect_segments_max,
+            ring_page_order_max,
+            queues_max,
+            connected,
+        })
     }
 }
 
@@ -160,6 +171,12 @@ impl WorkerHandle {
         self.0.hello.ring_page_order_max
     }
 
+    /// The most queues that are worth having.
+    #[must_use]
+    pub fn queues_max(&self) -> u32 {
+        self.0.hello.queues_max
+    }
+
     /// The rings that it serves now.
     ///
     /// # Errors
@@ -168,7 +185,7 @@ impl WorkerHandle {
         Ok(Hello::ask(&self.0.client).await?.connected)
     }
 
-    /// Has it serve a ring. Opens an event channel device for it.
+    /// Has it serve a VBD. Opens an event channel device for each of its queues.
     ///
     /// # Errors
     /// `Refused` when the ring can't be mapped or the port not be bound.
@@ -178,9 +195,11 @@ impl WorkerHandle {
         ring: RingParameters,
         read_only: bool,
     ) -> Result<(), WorkerError> {
-        let events = self.0.host.open_events().map_err(WorkerError::Io)?;
+        let open = |_| self.0.host.open_events();
+        let events = ring.queues.iter().map(open).collect::<Result<_, _>>();
+        let events = events.map_err(WorkerError::Io)?;
         let ask = Ask::Connect { vbd, read_only, ring };
-        self.0.client.done("connect", ask, Some(events), CONNECT_DEADLINE).await
+        self.0.client.done("connect", ask, events, CONNECT_DEADLINE).await
     }
 
     /// Has it finish what it took off a ring and let go of the guest.
@@ -189,7 +208,7 @@ impl WorkerHandle {
     /// `Deadline` when the disk does not answer.
     pub async fn disconnect(&self, vbd: VbdId) -> Result<(), WorkerError> {
         let ask = Ask::Disconnect { vbd };
-        self.0.client.done("disconnect", ask, None, DISCONNECT_DEADLINE).await
+        self.0.client.done("disconnect", ask, Vec::new(), DISCONNECT_DEADLINE).await
     }
 
     /// Its counters.
@@ -197,7 +216,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerError`].
     pub async fn stat(&self) -> Result<Vec<VbdCounters>, WorkerError> {
-        match self.0.client.call("stat", Ask::Stat, None, STAT_DEADLINE).await? {
+        match self.0.client.call("stat", Ask::Stat, Vec::new(), STAT_DEADLINE).await? {
             Answer::Stat { vbds, .. } => Ok(vbds),
             _ => Err(WorkerError::Confused { what: "stat" }),
         }
@@ -208,7 +227,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerError`].
     pub async fn nbd(&self) -> Result<NbdCounters, WorkerError> {
-        match self.0.client.call("stat", Ask::Stat, None, STAT_DEADLINE).await? {
+        match self.0.client.call("stat", Ask::Stat, Vec::new(), STAT_DEADLINE).await? {
             Answer::Stat { nbd, .. } => Ok(nbd),
             _ => Err(WorkerError::Confused { what: "stat" }),
         }
@@ -242,7 +261,8 @@ impl WorkerHandle {
     /// It does not die: the kernel holds it in an I/O.
     pub async fn stop(&self) -> Result<bool, String> {
         self.0.stopping.store(true, Ordering::Release);
-        let asked = self.0.client.done("shutdown", Ask::Shutdown, None, SHUTDOWN_DEADLINE).await;
+        let asked =
+            self.0.client.done("shutdown", Ask::Shutdown, Vec::new(), SHUTDOWN_DEADLINE).await;
         let polite = match asked {
             Ok(()) => tokio::time::timeout(EXIT_DEADLINE, self.ended()).await.is_ok(),
             Err(error) => {

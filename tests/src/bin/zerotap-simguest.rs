@@ -63,6 +63,9 @@ struct Args {
     /// Log2 of the ring's pages, 0 to 4.
     #[arg(long, default_value_t = 0)]
     ring_order: u32,
+    /// Queues, as far as they are offered.
+    #[arg(long, default_value_t = 1)]
+    queues: usize,
     /// Measure instead of checking.
     #[arg(long, value_name = "PATTERN")]
     bench: Option<BenchPattern>,
@@ -118,6 +121,7 @@ fn options(args: &Args) -> Options {
     Options {
         devid: args.devid,
         ring_order: args.ring_order,
+        queues: args.queues,
         persistent: !args.no_persistent,
         checked: args.bench.is_none(),
         ..Options::default()

@@ -1,7 +1,7 @@
 //! Requests in flight: grants, slots, cookies, answers.
 
-use super::Blkfront;
 use super::request::{Io, encode_direct, encode_indirect, encode_segment};
+use super::{Blkfront, Queue};
 use crate::guest::{Domain, FRAME_BYTES};
 use anyhow::{Context as _, ensure};
 use zerotap_datapath::ring::abi::{SEGMENT_BYTES, SEGMENTS_INLINE_MAX, SEGMENTS_PER_PAGE, Segment};
@@ -43,13 +43,14 @@ impl Blkfront {
     /// Requests in flight.
     #[must_use]
     pub fn in_flight(&self) -> u32 {
-        self.link.as_ref().map_or(0, |link| link.ring.unanswered())
+        self.queues.iter().map(|queue| queue.ring.unanswered()).sum()
     }
 
     /// How many more requests fit.
     #[must_use]
     pub fn room(&self) -> u32 {
-        self.link.as_ref().map_or(0, |link| link.ring.entries() - link.ring.unanswered())
+        let room = |queue: &Queue| queue.ring.entries() - queue.ring.unanswered();
+        self.queues.iter().map(room).sum()
     }
 
     /// Writes a request into the ring; [`Blkfront::push`] shows it. Answers its slot.
@@ -86,8 +87,9 @@ impl Blkfront {
             let count = u16::try_from(segments.len())?;
             encode_indirect(self.options.abi, id, operation, count, sector, &pages)
         };
-        let link = self.link.as_mut().context("not connected")?;
-        link.ring.write(self.domain.memory(), &entry);
+        let queue = slot * self.queues.len() / self.flights.len();
+        let queue = self.queues.get_mut(queue).context("not connected")?;
+        queue.ring.write(self.domain.memory(), &entry);
         self.flights[slot] = Some(flight);
         Ok(())
     }
@@ -128,10 +130,10 @@ impl Blkfront {
     /// # Errors
     /// When the event cannot be sent.
     pub fn push(&mut self) -> anyhow::Result<()> {
-        if let Some(link) = &mut self.link
-            && link.ring.push(self.domain.memory())
-        {
-            link.port.notify()?;
+        for queue in &mut self.queues {
+            if queue.ring.push(self.domain.memory()) {
+                queue.port.notify()?;
+            }
         }
         Ok(())
     }
@@ -142,8 +144,11 @@ impl Blkfront {
     /// When the back end broke the protocol: an answer nobody waits for, another operation, a page
     /// that it did not let go.
     pub fn complete(&mut self) -> anyhow::Result<Option<Completion>> {
-        let Some(link) = &mut self.link else { return Ok(None) };
-        let Some(response) = link.ring.take(self.domain.memory())? else { return Ok(None) };
+        let memory = self.domain.memory();
+        let taken = self.queues.iter_mut().map(|queue| queue.ring.take(memory));
+        let Some(response) = taken.filter_map(Result::transpose).next().transpose()? else {
+            return Ok(None);
+        };
         let slot = usize::try_from(response.id & ((1 << SLOT_BITS) - 1))?;
         let flight = self.flights.get_mut(slot).and_then(Option::take);
         let mut flight = flight.filter(|flight| flight.id == response.id).with_context(|| {

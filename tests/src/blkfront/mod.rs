@@ -1,6 +1,6 @@
 //! A simulated blkfront: connects through xenstore as Linux's does, and distrusts every answer.
 //!
-//! One single-queue ring. Checks that every request is answered exactly once, with its own
+//! One thread, one or several queues. Checks that every request is answered exactly once, with its own
 //! operation and zero padding, and that the back end has let go of a page when a grant ends. What
 //! the data should be is its user's business: the verifying workload, the benchmark, a scenario.
 
@@ -35,9 +35,9 @@ pub mod state {
     pub const CLOSED: u32 = 6;
 }
 
-/// What a connected front end holds.
+/// What a connected front end holds of a queue.
 #[derive(Debug)]
-struct Link {
+struct Queue {
     ring: FrontRing,
     ring_grefs: Vec<u32>,
     port: Port,
@@ -53,7 +53,8 @@ pub struct Blkfront {
     dir: String,
     backend: String,
     disk: Disk,
-    link: Option<Link>,
+    /// None while not connected.
+    queues: Vec<Queue>,
     flights: Vec<Option<Flight>>,
     free_slots: Vec<usize>,
     issued: u64,
@@ -98,7 +99,7 @@ impl Blkfront {
             dir,
             backend,
             disk: Disk::default(),
-            link: None,
+            queues: Vec::new(),
             flights: Vec::new(),
             free_slots: Vec::new(),
             issued: 0,
@@ -128,13 +129,13 @@ impl Blkfront {
         &self.disk
     }
 
-    /// The ring, for those who do to it what no front end should.
+    /// The first ring, for those who do to it what no front end should.
     ///
     /// # Panics
     /// When not connected.
     pub fn raw(&mut self) -> (&mut Domain, &mut FrontRing, &Port) {
-        let link = self.link.as_mut().expect("connected");
-        (&mut self.domain, &mut link.ring, &link.port)
+        let queue = self.queues.first_mut().expect("connected");
+        (&mut self.domain, &mut queue.ring, &queue.port)
     }
 
     /// Writes the front end's state.
@@ -187,13 +188,17 @@ impl Blkfront {
     /// When poll fails.
     pub fn wait(&mut self, answers: u32, deadline: Instant) -> anyhow::Result<bool> {
         use std::os::fd::AsFd as _;
-        let Some(link) = &self.link else { return Ok(true) };
-        if link.ring.sleep(self.domain.memory(), answers) {
-            return Ok(false);
+        // Which of several queues answers next is not known.
+        let answers = if self.queues.len() == 1 { answers } else { 1 };
+        let memory = self.domain.memory();
+        let answered = self.queues.iter().filter(|queue| queue.ring.sleep(memory, answers));
+        if self.queues.is_empty() || answered.count() > 0 {
+            return Ok(self.queues.is_empty());
         }
-        let woken = link.port.wait(self.xenstore.as_fd(), deadline)?;
+        let ports = self.queues.iter().map(|queue| &queue.port);
+        let woken = Port::wait(ports, self.xenstore.as_fd(), deadline)?;
         if woken.event {
-            link.port.drain();
+            self.queues.iter().for_each(|queue| queue.port.drain());
         }
         Ok(woken.other)
     }
@@ -247,11 +252,11 @@ impl Blkfront {
             self.domain.revoke(*gref)?;
             *gref = 0;
         }
-        if let Some(link) = self.link.take() {
-            for gref in link.ring_grefs {
+        for queue in self.queues.drain(..) {
+            for gref in queue.ring_grefs {
                 self.domain.revoke(gref)?;
             }
-            link.ring.frames().iter().for_each(|&frame| self.domain.free_frame(frame));
+            queue.ring.frames().iter().for_each(|&frame| self.domain.free_frame(frame));
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 //! Source: xen `public/io/blkif.h` and Linux `drivers/block/xen-blkfront.c`.
 
 use super::ring::FrontRing;
-use super::{Blkfront, Link, NEGOTIATION_SECONDS_MAX, state};
+use super::{Blkfront, NEGOTIATION_SECONDS_MAX, Queue, state};
 use crate::xenstore::{Client, errno};
 use crate::xenstored::wire::Errno;
 use anyhow::{Context as _, ensure};
@@ -17,6 +17,8 @@ pub struct Options {
     pub devid: u32,
     /// Log2 of the ring's pages; less when the back end offers less.
     pub ring_order: u32,
+    /// Rings to make; fewer when the back end offers fewer.
+    pub queues: usize,
     /// The layout of ring entries.
     pub abi: Abi,
     /// Whether to offer persistent grants.
@@ -32,6 +34,7 @@ impl Default for Options {
         Options {
             devid: 51712,
             ring_order: 0,
+            queues: 1,
             abi: Abi::X86_64,
             persistent: true,
             segments_max: 256,
@@ -57,10 +60,21 @@ pub struct Disk {
     pub segments_max: usize,
     /// Log2 of the ring's pages that were used.
     pub ring_order: u32,
+    /// Rings that were made.
+    pub queues: usize,
     /// Whether flushes are offered.
     pub flush: bool,
     /// Whether barriers are offered.
     pub barrier: bool,
+}
+
+/// Where the keys of `count` queues stand in the front end's directory.
+#[must_use]
+pub fn queue_prefixes(count: usize) -> Vec<String> {
+    if count == 1 {
+        return vec![String::new()];
+    }
+    (0..count).map(|number| format!("queue-{number}/")).collect()
 }
 
 const INFO_READ_ONLY: u32 = 4;
@@ -129,31 +143,37 @@ impl Blkfront {
     pub fn publish(&mut self) -> anyhow::Result<()> {
         let offered = number(&mut self.xenstore, &self.backend, "max-ring-page-order", Some(0))?;
         let order = self.options.ring_order.min(offered);
-        let frames =
-            (0..1 << order).map(|_| self.domain.frame()).collect::<anyhow::Result<Vec<_>>>()?;
-        let grant = |frame: &u32| self.domain.grant(*frame, false);
-        let ring_grefs = frames.iter().map(grant).collect::<anyhow::Result<Vec<_>>>()?;
-        let ring =
-            FrontRing::new(self.domain.memory(), frames, self.options.abi, self.options.checked);
-        let port = self.domain.port()?;
+        let offered = number(&mut self.xenstore, &self.backend, "multi-queue-max-queues", Some(1))?;
+        let count = self.options.queues.min(offered);
+        let queues = (0..count).map(|_| self.queue(order)).collect::<anyhow::Result<Vec<_>>>()?;
         self.disk.ring_order = order;
-        self.free_slots = (0..ring.entries() as usize).rev().collect();
+        self.disk.queues = count;
+        let entries = queues[0].ring.entries() as usize;
+        // Slots of one queue stand together; those taken first are of different queues.
+        self.free_slots = (0..entries * count).rev().collect();
+        self.free_slots.sort_by_key(|slot| std::cmp::Reverse(slot % entries));
         self.free_slots.retain(|&slot| self.flights.get(slot).is_none_or(Option::is_none));
-        self.flights.resize_with(ring.entries() as usize, || None);
+        self.flights.resize_with(entries * count, || None);
 
-        let (dir, options, number) = (&self.dir, &self.options, port.number());
+        let (dir, options) = (&self.dir, &self.options);
         self.xenstore.transaction(|xenstore| {
             if order == 0 {
                 // As Linux: without the key, one page.
                 let _ = xenstore.remove(&format!("{dir}/ring-page-order"));
-                xenstore.write(&format!("{dir}/ring-ref"), ring_grefs[0])?;
             } else {
                 xenstore.write(&format!("{dir}/ring-page-order"), order)?;
-                for (n, gref) in ring_grefs.iter().enumerate() {
-                    xenstore.write(&format!("{dir}/ring-ref{n}"), gref)?;
-                }
             }
-            xenstore.write(&format!("{dir}/event-channel"), number)?;
+            if count > 1 {
+                xenstore.write(&format!("{dir}/multi-queue-num-queues"), count)?;
+            }
+            for (prefix, queue) in queue_prefixes(count).iter().zip(&queues) {
+                let dir = format!("{dir}/{prefix}");
+                for (n, gref) in queue.ring_grefs.iter().enumerate() {
+                    let name = if order == 0 { String::new() } else { n.to_string() };
+                    xenstore.write(&format!("{dir}ring-ref{name}"), gref)?;
+                }
+                xenstore.write(&format!("{dir}event-channel"), queue.port.number())?;
+            }
             let protocol = match options.abi {
                 Abi::X86_64 => "x86_64-abi",
                 Abi::X86_32 => "x86_32-abi",
@@ -163,8 +183,19 @@ impl Blkfront {
             xenstore.write(&format!("{dir}/feature-persistent"), persistent)?;
             xenstore.write(&format!("{dir}/state"), state::INITIALISED)
         })?;
-        self.link = Some(Link { ring, ring_grefs, port });
+        self.queues = queues;
         Ok(())
+    }
+
+    /// A ring of 2^`order` pages, granted, and a port.
+    fn queue(&mut self, order: u32) -> anyhow::Result<Queue> {
+        let frames =
+            (0..1 << order).map(|_| self.domain.frame()).collect::<anyhow::Result<Vec<_>>>()?;
+        let grant = |frame: &u32| self.domain.grant(*frame, false);
+        let ring_grefs = frames.iter().map(grant).collect::<anyhow::Result<Vec<_>>>()?;
+        let ring =
+            FrontRing::new(self.domain.memory(), frames, self.options.abi, self.options.checked);
+        Ok(Queue { ring, ring_grefs, port: self.domain.port()? })
     }
 
     /// Reads what the back end published before state 4.
@@ -193,6 +224,7 @@ impl Blkfront {
             persistent,
             segments_max: indirect.max(SEGMENTS_INLINE_MAX).min(self.options.segments_max),
             ring_order: self.disk.ring_order,
+            queues: self.disk.queues,
             flush,
             barrier,
         };

@@ -3,7 +3,7 @@
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, open};
 use rustix::io::Errno;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use zerotap_datapath::xen::sim;
@@ -52,25 +52,29 @@ impl Port {
         while rustix::io::read(&self.towards_front, &mut events).is_ok_and(|n| n == events.len()) {}
     }
 
-    /// Waits until the back end sent an event, or `other` has something to read, or `deadline`.
+    /// Waits until the back end sent an event through one of `ports`, or `other` has something to
+    /// read, or `deadline`.
     ///
     /// # Errors
     /// When poll fails.
-    pub fn wait(&self, other: BorrowedFd<'_>, deadline: Instant) -> rustix::io::Result<Woken> {
+    pub fn wait<'a>(
+        ports: impl Iterator<Item = &'a Port>,
+        other: BorrowedFd<'_>,
+        deadline: Instant,
+    ) -> rustix::io::Result<Woken> {
         let left = deadline.saturating_duration_since(Instant::now()).min(Duration::from_secs(60));
         let timeout = rustix::event::Timespec {
             tv_sec: i64::try_from(left.as_secs()).unwrap_or(60),
             tv_nsec: left.subsec_nanos().into(),
         };
-        let mut fds = [
-            PollFd::from_borrowed_fd(self.towards_front.as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(other, PollFlags::IN),
-        ];
+        let mut fds = vec![PollFd::from_borrowed_fd(other, PollFlags::IN)];
+        fds.extend(ports.map(|port| PollFd::new(&port.towards_front, PollFlags::IN)));
         match poll(&mut fds, Some(&timeout)) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(errno),
         }
-        Ok(Woken { event: !fds[0].revents().is_empty(), other: !fds[1].revents().is_empty() })
+        let woken = |fd: &PollFd<'_>| !fd.revents().is_empty();
+        Ok(Woken { event: fds[1..].iter().any(woken), other: woken(&fds[0]) })
     }
 }
 

@@ -90,16 +90,22 @@ fn image_text(image: &ImageInfo) -> String {
 }
 
 fn ring_text(ring: &RingParameters) -> String {
-    let pages = match ring.ring_refs.len() {
-        1 => "1 page".to_owned(),
-        pages => format!("{pages} pages"),
+    let pages = match ring.queues.iter().map(|queue| queue.ring_refs.len()).max() {
+        None | Some(1) => "1 page".to_owned(),
+        Some(pages) => format!("{pages} pages"),
+    };
+    let ports: Vec<String> = ring.queues.iter().map(|queue| queue.port.to_string()).collect();
+    let ports = ports.join(", ");
+    let (pages, ports) = match ring.queues.len() {
+        1 => (pages, format!("event channel {ports}")),
+        queues => (format!("{queues} queues of {pages}"), format!("event channels {ports}")),
     };
     let protocol = match ring.protocol {
         Abi::X86_64 => "x86_64-abi",
         Abi::X86_32 => "x86_32-abi",
     };
     let grants = if ring.persistent { "persistent grants" } else { "grants mapped per sweep" };
-    format!("{pages}, event channel {}, {protocol}, {grants}", ring.port)
+    format!("{pages}, {ports}, {protocol}, {grants}")
 }
 
 fn figures(counters: &Counters) -> Vec<(&'static str, String)> {
@@ -191,6 +197,7 @@ impl Kind<'_> {
 mod tests {
     use super::super::tests::vbd;
     use super::*;
+    use zerotap_rpc_schema::worker::QueueParameters;
 
     fn stat() -> VbdStat {
         let mut read_latency = Histogram::default();
@@ -198,8 +205,7 @@ mod tests {
         VbdStat {
             vbd: vbd(),
             ring: Some(RingParameters {
-                ring_refs: vec![8, 9],
-                port: 7,
+                queues: vec![QueueParameters { ring_refs: vec![8, 9], port: 7 }],
                 protocol: Abi::X86_64,
                 persistent: true,
             }),

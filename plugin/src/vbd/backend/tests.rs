@@ -6,10 +6,11 @@ mod world;
 use super::judge::{LOST, NO_DOMAIN, NO_WORKER, NOT_READY};
 use super::*;
 use world::{World, fresh};
-use zerotap_rpc_schema::worker::{Abi, ImageInfo};
+use zerotap_rpc_schema::worker::{Abi, ImageInfo, QueueParameters};
 
 fn ring(port: u32) -> RingParameters {
-    RingParameters { ring_refs: vec![8], port, protocol: Abi::X86_64, persistent: true }
+    let queues = vec![QueueParameters { ring_refs: vec![8], port }];
+    RingParameters { queues, protocol: Abi::X86_64, persistent: true }
 }
 
 fn worker() -> Worker {
@@ -25,6 +26,7 @@ fn worker() -> Worker {
         read_only: false,
         indirect_segments_max: 256,
         ring_page_order_max: 4,
+        queues_max: 4,
         ring: None,
     }
 }

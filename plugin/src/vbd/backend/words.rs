@@ -41,6 +41,8 @@ pub struct Worker {
     pub indirect_segments_max: u32,
     /// The highest ring order.
     pub ring_page_order_max: u32,
+    /// The most queues that are worth having.
+    pub queues_max: u32,
     /// The ring of this VBD that it serves already.
     pub ring: Option<RingParameters>,
 }

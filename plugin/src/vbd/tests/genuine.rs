@@ -84,7 +84,7 @@ fn a_guest_with_its_own_rights_gets_a_disk_and_gives_it_back() {
         let refused = host.guest.write(&format!("{BACKEND}/state"), "4").unwrap_err();
         assert_eq!(refused.to_string(), "EACCES");
         host.guest_connects(9).await;
-        assert_eq!(host.disk.ring(ID).unwrap().0.ring_refs, [7, 8]);
+        assert_eq!(host.disk.ring(ID).unwrap().0.queues[0].ring_refs, [7, 8]);
         for (key, value) in [("sectors", "4096"), ("sector-size", "512"), ("info", "0")] {
             assert_eq!(host.guest_reads(key), value);
         }

@@ -104,6 +104,10 @@ impl Disk for PretendedDisk {
         4
     }
 
+    fn queues_max(&self) -> u32 {
+        4
+    }
+
     fn connected(&self) -> Answer<'_, Vec<Connected>> {
         Box::pin(async move {
             self.check()?;
@@ -122,7 +126,7 @@ impl Disk for PretendedDisk {
         Box::pin(async move {
             tokio::time::sleep(std::time::Duration::from_millis(1)).await;
             self.check()?;
-            self.calls.lock().unwrap().push(format!("connect {vbd} {}", ring.port));
+            self.calls.lock().unwrap().push(format!("connect {vbd} {}", ring.queues[0].port));
             if let Some(text) = self.refuse.lock().unwrap().clone() {
                 return Err(WorkerError::Refused(text));
             }

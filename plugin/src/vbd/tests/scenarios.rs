@@ -9,7 +9,10 @@ use zerotap_rpc_schema::worker::Abi;
 async fn a_disk_is_plugged_used_and_unplugged() {
     let stage = Stage::connected().await;
     let (ring, read_only) = stage.disk.ring(ID).unwrap();
-    assert_eq!((ring.ring_refs, ring.port, read_only), (vec![7], 8, false));
+    assert_eq!(
+        (ring.queues.len(), &ring.queues[0].ring_refs[..], ring.queues[0].port, read_only),
+        (1, &[7][..], 8, false)
+    );
     assert_eq!((ring.protocol, ring.persistent), (Abi::X86_64, true));
     let keys = ["hotplug-status", "kthread-pid", "max-ring-page-order", "sectors", "info"];
     let values = keys.map(|key| stage.backend(key).unwrap());
@@ -18,7 +21,7 @@ async fn a_disk_is_plugged_used_and_unplugged() {
     assert_eq!((vbd.state.as_str(), vbd.device.as_str()), ("connected", "xvda"));
     assert_eq!((vbd.worker.as_deref(), vbd.trouble), (Some("w1"), None));
     let stat = stage.vbds.stat(vbd_params()).await.unwrap();
-    assert_eq!((stat.counters.reads, stat.ring.unwrap().port), (3, 8));
+    assert_eq!((stat.counters.reads, stat.ring.unwrap().queues[0].port), (3, 8));
     assert_eq!(stage.vbds.connected(), [(ID, vdi())]);
 
     let vbds = stage.vbds.clone();
@@ -348,5 +351,5 @@ async fn a_guest_that_flaps_costs_a_bounded_pace_and_no_more() {
     stage.guest("1");
     stage.backend_reaches("2").await;
     stage.guest_connects(21).await;
-    assert_eq!(stage.disk.ring(ID).unwrap().0.port, 21);
+    assert_eq!(stage.disk.ring(ID).unwrap().0.queues[0].port, 21);
 }

@@ -4,7 +4,7 @@ use super::*;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use std::io::{BufRead, BufReader, IoSliceMut, Write};
 use std::os::unix::net::{UnixListener, UnixStream as Played};
-use zerotap_rpc_schema::worker::{Abi, RingParameters, VbdId};
+use zerotap_rpc_schema::worker::{Abi, QueueParameters, RingParameters, VbdId};
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -38,15 +38,15 @@ async fn answers_find_their_callers_in_any_order() {
         answer(&stream, first.id, Answer::Done);
     })
     .await;
-    let first = client.done("first", Ask::Shutdown, None, SOON);
-    let second = client.done("second", Ask::Shutdown, None, SOON);
+    let first = client.done("first", Ask::Shutdown, Vec::new(), SOON);
+    let second = client.done("second", Ask::Shutdown, Vec::new(), SOON);
     let (first, second) = tokio::join!(first, second);
     first.expect("done");
     assert!(matches!(second, Err(WorkerError::Refused(text)) if text == "no"));
     // The played worker has gone.
-    let gone = client.done("third", Ask::Stat, None, SOON).await;
+    let gone = client.done("third", Ask::Stat, Vec::new(), SOON).await;
     assert!(matches!(gone, Err(WorkerError::Gone)), "{gone:?}");
-    let gone = client.done("fourth", Ask::Stat, None, SOON).await;
+    let gone = client.done("fourth", Ask::Stat, Vec::new(), SOON).await;
     assert!(matches!(gone, Err(WorkerError::Gone)), "{gone:?}");
 }
 
@@ -69,11 +69,11 @@ async fn a_descriptor_goes_with_the_first_byte_of_its_line() {
         answer(&stream, request.id, Answer::Done);
     })
     .await;
-    let ring =
-        RingParameters { ring_refs: vec![8; 16], port: 1, protocol: Abi::X86_64, persistent: true };
+    let queues = vec![QueueParameters { ring_refs: vec![8; 16], port: 1 }];
+    let ring = RingParameters { queues, protocol: Abi::X86_64, persistent: true };
     let connect = Ask::Connect { vbd: VbdId { domid: 1, devid: 51712 }, read_only: false, ring };
     let descriptor = std::fs::File::open("/dev/null").expect("it is there").into();
-    client.done("connect", connect, Some(descriptor), SOON).await.expect("done");
+    client.done("connect", connect, vec![descriptor], SOON).await.expect("done");
 }
 
 #[tokio::test]
@@ -84,7 +84,7 @@ async fn silence_and_nonsense_end_in_time() {
     })
     .await;
     let short = Duration::from_millis(20);
-    let late = silent.done("stat", Ask::Stat, None, short).await;
+    let late = silent.done("stat", Ask::Stat, Vec::new(), short).await;
     assert!(matches!(late, Err(WorkerError::Deadline { what: "stat", .. })), "{late:?}");
     assert!(silent.waiting.lock().expect("unpoisoned").as_ref().expect("open").is_empty());
 
@@ -95,14 +95,17 @@ async fn silence_and_nonsense_end_in_time() {
         std::thread::sleep(SOON);
     })
     .await;
-    assert!(matches!(mad.done("stat", Ask::Stat, None, SOON).await, Err(WorkerError::Gone)));
+    assert!(matches!(mad.done("stat", Ask::Stat, Vec::new(), SOON).await, Err(WorkerError::Gone)));
 
     let endless = played(|mut stream| {
         ask(&mut BufReader::new(&stream));
         while stream.write_all(&[b'x'; 4096]).is_ok() {}
     })
     .await;
-    assert!(matches!(endless.done("stat", Ask::Stat, None, SOON).await, Err(WorkerError::Gone)));
+    assert!(matches!(
+        endless.done("stat", Ask::Stat, Vec::new(), SOON).await,
+        Err(WorkerError::Gone)
+    ));
 
     let stranger = played(|stream| {
         let request = ask(&mut BufReader::new(&stream));

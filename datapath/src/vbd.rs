@@ -1,0 +1,119 @@
+//! A connected VBD: its queues, started, asked and ended together. Called by the worker.
+
+use crate::device::Ring;
+use crate::image::Image;
+use crate::queue::Queue;
+use crate::xen::Host;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use zerotap_rpc_schema::worker::{Connected, QUEUES_MAX, RingParameters, VbdCounters, VbdId};
+
+/// What all VBDs of a worker have in common.
+#[derive(Debug)]
+pub struct Common {
+    /// Which host this is.
+    pub host: Host,
+    /// The grant device.
+    pub gntdev: Arc<OwnedFd>,
+    /// The image.
+    pub image: Arc<Image>,
+    /// Becomes readable when a queue has ended.
+    pub ended: Arc<OwnedFd>,
+}
+
+/// A VBD.
+#[derive(Debug)]
+pub struct Vbd {
+    id: VbdId,
+    parameters: RingParameters,
+    queues: Vec<Queue>,
+    /// What earlier connections, and queues that have ended, counted.
+    past: VbdCounters,
+}
+
+impl Vbd {
+    /// Connects all queues, or none; then they take requests. Each has an event channel device of
+    /// its own. `past`: what an earlier connection counted.
+    ///
+    /// # Errors
+    /// When the frontend's parameters do not lead to rings.
+    pub fn connect(
+        common: &Common,
+        id: VbdId,
+        parameters: RingParameters,
+        read_only: bool,
+        evtchns: Vec<OwnedFd>,
+        past: Option<VbdCounters>,
+    ) -> Result<Self, String> {
+        let wanted = parameters.queues.len();
+        if !(1..=QUEUES_MAX).contains(&wanted) {
+            return Err(format!("a VBD has 1 to {QUEUES_MAX} queues, not {wanted}"));
+        }
+        if evtchns.len() != wanted {
+            let given = evtchns.len();
+            return Err(format!("{given} event channel descriptors came for {wanted} queues"));
+        }
+        let mut queues: Vec<Queue> = Vec::with_capacity(wanted);
+        for (number, (queue, evtchn)) in parameters.queues.iter().zip(evtchns).enumerate() {
+            let ring = Ring {
+                host: common.host,
+                gntdev: Arc::clone(&common.gntdev),
+                evtchn,
+                refs: queue.ring_refs.clone(),
+                port: queue.port,
+                protocol: parameters.protocol,
+                persistent: parameters.persistent,
+                read_only,
+            };
+            match Queue::connect(id, ring, &common.image, &common.ended) {
+                Ok(queue) => queues.push(queue),
+                Err(problem) => {
+                    queues.into_iter().for_each(Queue::abandon);
+                    return Err(format!("queue {number}: {problem}"));
+                }
+            }
+        }
+        queues.iter().for_each(Queue::serve);
+        let mut past = past.unwrap_or_else(|| VbdCounters::new(id));
+        past.broken = false;
+        Ok(Vbd { id, parameters, queues, past })
+    }
+
+    /// Which it is.
+    #[must_use]
+    pub fn id(&self) -> VbdId {
+        self.id
+    }
+
+    /// Takes no more requests on any queue.
+    pub fn drain(&self) {
+        self.queues.iter().for_each(Queue::drain);
+    }
+
+    /// Takes note of queues that have ended; true when all have, and nothing of the guest is held.
+    #[must_use]
+    pub fn reap(&mut self) -> bool {
+        for queue in self.queues.extract_if(.., |queue| queue.ended()) {
+            self.past.merge(&queue.last_words());
+        }
+        self.queues.is_empty()
+    }
+
+    /// What was counted over all queues and connections.
+    #[must_use]
+    pub fn counters(&mut self) -> VbdCounters {
+        let mut sum = self.past.clone();
+        let asked: Vec<_> = self.queues.iter().map(Queue::ask_counters).collect();
+        for (queue, told) in self.queues.iter_mut().zip(asked) {
+            sum.merge(queue.counters(&told));
+        }
+        sum
+    }
+
+    /// For a daemon that came back.
+    #[must_use]
+    pub fn connected(&mut self) -> Connected {
+        let broken = self.counters().broken;
+        Connected { vbd: self.id, ring: self.parameters.clone(), broken }
+    }
+}
