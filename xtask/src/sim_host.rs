@@ -103,6 +103,16 @@ impl SimHost {
         self.directory.join("run/rpc.sock")
     }
 
+    /// The daemon's database.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.directory.join("state.db")
+    }
+
+    /// The daemon's process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.daemon.id()
+    }
+
     /// An empty directory for a file SR.
     pub(crate) fn storage(&self) -> PathBuf {
         self.directory.join("sr")

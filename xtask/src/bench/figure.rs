@@ -61,6 +61,26 @@ pub(crate) const ATTACH_LIMIT_MS: f64 = 25.0;
 pub(crate) const IDLE_RSS: Target =
     target("idle worker resident memory", "MiB", LIMIT, Bound::AtMost(1.0));
 pub(crate) const IDLE_RSS_LIMIT_MIB: f64 = 6.0;
+pub(crate) const ATTACH_QUEUE: Target =
+    target("queue attach3", "ms", "1.5 commits+1", Bound::AtMost(1.0));
+pub(crate) const ATTACH_ACTIVATE_QUEUE: Target =
+    target("queue attach3 + activate3 to a worker", "ms", "4 commits+8", Bound::AtMost(1.0));
+/// Of calls that overlap.
+pub(crate) const COMMITS_PER_ATTACH: Target =
+    target("commits a call, 256 attach3 at once", "", LIMIT, Bound::AtMost(1.0));
+pub(crate) const COMMITS_PER_ATTACH_LIMIT: f64 = 0.5;
+pub(crate) const SCAN: Target =
+    target("SR.scan2 of 10 000 volumes, warm", "ms", LIMIT, Bound::AtMost(1.0));
+pub(crate) const SCAN_LIMIT_MS: f64 = 100.0;
+pub(crate) const PARALLEL_ACTIVATE: Target =
+    target("256 attach3 + activate3 at once", "s", LIMIT, Bound::AtMost(1.0));
+pub(crate) const PARALLEL_LIMIT_SECONDS: f64 = 4.0;
+pub(crate) const DAEMON_RSS: Target =
+    target("daemon resident memory, 256 active", "MiB", LIMIT, Bound::AtMost(1.0));
+pub(crate) const DAEMON_RSS_LIMIT_MIB: f64 = 64.0;
+/// Of one processor, all workers together. A timer tick's share of five seconds is 0.2.
+pub(crate) const IDLE_CPU: Target = target("256 idle workers", "% CPU", LIMIT, Bound::AtMost(1.0));
+pub(crate) const IDLE_CPU_LIMIT_PERCENT: f64 = 0.1;
 
 /// A target and what was measured.
 #[derive(Debug)]
@@ -105,7 +125,7 @@ impl Figure {
 
     pub(crate) fn row(&self) -> String {
         format!(
-            "{:<40} {:>10.1} {:>10.1} {:<6} {:>6.2} {:>8}  {:<13} {}",
+            "{:<40} {:>10.2} {:>10.2} {:<6} {:>6.2} {:>8}  {:<13} {}",
             self.target.name,
             self.ours,
             self.theirs,

@@ -4,6 +4,7 @@
 mod figure;
 mod fio;
 mod nbd;
+mod rpc;
 mod sim;
 mod xen;
 
@@ -24,6 +25,8 @@ const PAIRS: usize = 5;
 pub(crate) enum Part {
     /// The simulated host, beside fio on the same file.
     Sim,
+    /// Calls through a message switch, and scans.
+    Rpc,
     /// The NBD server, beside qemu-nbd on the same file.
     Nbd,
     /// Real Xen, beside blkback on the same RAM disk.
@@ -47,6 +50,9 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     let mut figures: Vec<Figure> = Vec::new();
     if wanted(Part::Sim) {
         figures.extend(sim::measure()?);
+    }
+    if wanted(Part::Rpc) {
+        figures.extend(rpc::measure()?);
     }
     if wanted(Part::Nbd) {
         figures.extend(nbd::measure()?);
