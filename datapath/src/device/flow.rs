@@ -34,10 +34,11 @@ impl Device {
     /// Builds a request's vectors: its pages, or a bounce buffer where direct I/O needs one.
     fn start_data(&mut self, number: u16, engine: &mut Engine) {
         let slot = &mut self.slots[usize::from(number)];
-        for (n, segment) in slot.segments.iter().enumerate() {
-            let (memory, offset, bytes) = self.transfer.locate(slot.reach, n, *segment);
-            let base = memory.address(offset, bytes);
+        let mut end = std::ptr::null_mut();
+        for n in 0..slot.segments.len() {
+            let (base, bytes) = self.transfer.base(slot.reach, &slot.segments, n, end);
             add_vector(&mut slot.vectors, base, bytes);
+            end = base.wrapping_add(bytes);
         }
         if slot.aligned(self.memory_align_bytes) {
             self.statistics.counters.mapped_bytes += u64::from(slot.bytes);

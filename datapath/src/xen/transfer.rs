@@ -100,6 +100,8 @@ pub struct Transfer {
     persistent: bool,
     standing: Standing,
     standing_mappings: Vec<GrantMapping>,
+    /// The same pages in reverse order, where there is more than one: see [`Transfer::base`].
+    reversed: Vec<Option<GrantMapping>>,
     windows: Vec<Option<Window>>,
     scratch: Vec<u32>,
     /// Map calls made.
@@ -115,6 +117,7 @@ impl Transfer {
             persistent,
             standing: Standing::default(),
             standing_mappings: Vec::new(),
+            reversed: Vec::new(),
             windows: Vec::new(),
             scratch: Vec::with_capacity(GRANTS_PER_MAP_MAX),
             map_calls: 0,
@@ -175,6 +178,10 @@ impl Transfer {
         self.map_calls += 1;
         if let Ok(mapping) = self.grants.map(&missing, Access::ReadWrite) {
             self.standing_mappings.push(mapping);
+            missing.reverse();
+            let more = missing.len() > 1;
+            self.reversed
+                .push(more.then(|| self.grants.map(&missing, Access::ReadWrite).ok()).flatten());
         } else {
             for gref in &missing {
                 self.map_calls += 1;
@@ -183,6 +190,7 @@ impl Transfer {
                     let mapping_number = u16::try_from(number).expect("at most one a page");
                     self.standing.insert(*gref, Place { mapping: mapping_number, page: 0 });
                     self.standing_mappings.push(mapping);
+                    self.reversed.push(None);
                 } else {
                     self.standing.remove(*gref);
                 }
@@ -259,9 +267,42 @@ impl Transfer {
                 (window.mapping.memory(), usize::from(first_page) + n)
             }
         };
-        let offset = page * PAGE_BYTES + usize::from(segment.first) * SECTOR_BYTES;
-        let bytes = (usize::from(segment.last - segment.first) + 1) * SECTOR_BYTES;
+        let (offset, bytes) = within(page, segment);
         (memory, offset, bytes)
+    }
+
+    /// Where the I/O of segment `n` begins, and its bytes. `end`: where the I/O of the segment before
+    /// it ends.
+    ///
+    /// A page that stands is mapped twice. A frontend takes the pages that it keeps off a stack
+    /// (Linux drivers/block/xen-blkfront.c, `get_grant`): a request has them in the order in which
+    /// they were first seen or against it. In one of the two mappings they are neighbours, and the
+    /// kernel pins a range in one go; page by page it costs more than the copy that it saves.
+    #[must_use]
+    pub fn base(
+        &self,
+        reach: Reach,
+        segments: &[Segment],
+        n: usize,
+        end: *mut u8,
+    ) -> (*mut u8, usize) {
+        let (memory, offset, bytes) = self.locate(reach, n, segments[n]);
+        let up = memory.address(offset, bytes);
+        if reach != Reach::Standing || up == end {
+            return (up, bytes);
+        }
+        let Some(down) = self.base_down(segments[n]) else { return (up, bytes) };
+        let next = segments.get(n + 1).and_then(|next| self.base_down(*next));
+        let leads = down == end || next == Some(down.wrapping_add(bytes));
+        (if leads { down } else { up }, bytes)
+    }
+
+    fn base_down(&self, segment: Segment) -> Option<*mut u8> {
+        let place = self.standing.get(segment.gref)?;
+        let memory = self.reversed[usize::from(place.mapping)].as_ref()?.memory();
+        let page = memory.bytes() / PAGE_BYTES - 1 - usize::from(place.page);
+        let (offset, bytes) = within(page, segment);
+        Some(memory.address(offset, bytes))
     }
 
     /// Copies the beginning of a standing page; false when it does not stand.
@@ -281,4 +322,10 @@ impl Transfer {
     pub fn copy_pages(&self, copies: &mut [CopyOut<'_>]) -> rustix::io::Result<()> {
         self.grants.copy_out(copies)
     }
+}
+
+/// Where a segment lies in a mapping when its page is number `page`: offset and length in bytes.
+fn within(page: usize, segment: Segment) -> (usize, usize) {
+    let offset = page * PAGE_BYTES + usize::from(segment.first) * SECTOR_BYTES;
+    (offset, (usize::from(segment.last - segment.first) + 1) * SECTOR_BYTES)
 }
