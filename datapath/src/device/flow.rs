@@ -65,12 +65,10 @@ impl Device {
         let bytes = slot.bytes as usize;
         add_vector(&mut slot.vectors, buffer.address(0, bytes), bytes);
         if slot.plan.transfer == Direction::Write {
-            let mut page = [0; 4096];
             let mut at = 0;
             for (n, segment) in slot.segments.iter().enumerate() {
                 let (memory, offset, bytes) = self.transfer.locate(slot.reach, n, *segment);
-                memory.copy_out(offset, &mut page[..bytes]);
-                buffer.copy_in(at, &page[..bytes]);
+                buffer.copy_from(at, memory, offset, bytes);
                 at += bytes;
             }
         }
@@ -82,12 +80,10 @@ impl Device {
         let slot = &self.slots[usize::from(number)];
         let Some(bounce) = slot.bounce else { return };
         let buffer = self.bounce.buffer(bounce);
-        let mut page = [0; 4096];
         let mut at = 0;
         for (n, segment) in slot.segments.iter().enumerate() {
             let (memory, offset, bytes) = self.transfer.locate(slot.reach, n, *segment);
-            buffer.copy_out(at, &mut page[..bytes]);
-            memory.copy_in(offset, &page[..bytes]);
+            memory.copy_from(offset, buffer, at, bytes);
             at += bytes;
         }
     }

@@ -137,6 +137,13 @@ impl SharedMapping {
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len()) };
     }
 
+    /// Copies bytes from another mapping; a writer at the same time tears them, nothing worse.
+    pub fn copy_from(&self, offset: usize, from: &SharedMapping, from_offset: usize, bytes: usize) {
+        let (to, from) = (self.address(offset, bytes), from.address(from_offset, bytes));
+        // SAFETY: both in bounds (above); `copy` may overlap.
+        unsafe { std::ptr::copy(from, to, bytes) };
+    }
+
     /// Copies bytes from one place of the mapping to another.
     pub fn copy_within(&self, from: usize, to: usize, bytes: usize) {
         let (from, to) = (self.address(from, bytes), self.address(to, bytes));
