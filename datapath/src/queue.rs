@@ -174,7 +174,7 @@ impl Server {
     ) -> Result<Self, String> {
         let engine = Engine::new(image.file());
         let engine = engine.map_err(|error| format!("{error}: zerotap needs {WANTED_KERNEL}"))?;
-        let device = Device::connect(vbd, ring, image.info());
+        let device = Device::connect(vbd, ring, image);
         let device = device.map_err(|problem: ConnectFailed| problem.to_string())?;
         Ok(Server { device, engine, inbox, mailbox, started: Instant::now() })
     }

@@ -208,6 +208,7 @@ impl Worker {
                 vbds: self.counters(),
                 nbd: self.nbd.as_ref().map(Server::counters).unwrap_or_default(),
             },
+            Ask::Resize { sectors } => self.resize(sectors),
             Ask::Shutdown => {
                 self.shutdown = Some(waiter);
                 self.nbd.iter_mut().for_each(Server::drain);
@@ -232,7 +233,18 @@ impl Worker {
             ring_page_order_max: RING_PAGE_ORDER_MAX,
             queues_max: queues_max(),
             connected: self.vbds.iter_mut().map(Vbd::connected).collect(),
+            resizes: true,
         }
+    }
+
+    /// Guests and new NBD clients may go as far as the image has grown.
+    fn resize(&mut self, sectors: u64) -> Answer {
+        if let Err(problem) = self.common.image.grow(sectors) {
+            return Answer::Error { text: format!("resize to {sectors} sectors: {problem}") };
+        }
+        self.nbd.iter_mut().for_each(|nbd| nbd.grow(sectors));
+        tracing::info!(sectors, "grown");
+        Answer::Done
     }
 
     fn connect(

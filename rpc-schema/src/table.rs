@@ -55,7 +55,7 @@ methods! {
     "VDI.snapshot" => VdiSnapshot(VdiCopyParams) -> VdiInfo;
     /// Make a writable VDI with another's content.
     "VDI.clone" => VdiClone(VdiCopyParams) -> VdiInfo;
-    /// Grow a VDI that is not active; the answer is the new size in bytes.
+    /// Grow a VDI, which a guest may use meanwhile; the answer is the new size in bytes.
     "VDI.resize" => VdiResize(VdiResizeParams) -> i64;
     /// Rename a VDI.
     "VDI.set_name_label" => VdiSetNameLabel(VdiNameLabelParams) -> ();

@@ -97,6 +97,12 @@ pub enum Ask {
     },
     /// Answer: [`Answer::Stat`].
     Stat,
+    /// The image has grown: let all whom it serves reach that far. Answer: [`Answer::Done`]. Only
+    /// for a worker whose Hello says that it `resizes`.
+    Resize {
+        /// The new capacity in 512-byte sectors; never fewer than before.
+        sectors: u64,
+    },
     /// Disconnect all, flush the image, exit 0. Answer: [`Answer::Done`], just before.
     Shutdown,
 }
@@ -146,6 +152,9 @@ pub enum Answer {
         queues_max: u32,
         /// The VBDs that are connected, for a daemon that came back.
         connected: Vec<Connected>,
+        /// Whether it knows [`Ask::Resize`]: a worker may be older than its daemon.
+        #[serde(default)]
+        resizes: bool,
     },
     /// The request took effect.
     Done,

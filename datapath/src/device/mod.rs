@@ -11,6 +11,7 @@ mod slot;
 mod sweep;
 
 use crate::engine::{Engine, Tag};
+use crate::image::{Capacity, Image};
 use crate::ring::back::BackRing;
 use crate::ring::request::{Limits, Transfer as Direction};
 use crate::ring::shared::PAGE_BYTES;
@@ -23,7 +24,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 pub use sweep::Swept;
 use zerotap_rpc_schema::Histogram;
-use zerotap_rpc_schema::worker::{Abi, Counters, ImageInfo, VbdCounters, VbdId};
+use zerotap_rpc_schema::worker::{Abi, Counters, VbdCounters, VbdId};
 
 /// Reads of an event channel that may fail in a row before the ring counts as broken.
 const EVENT_ERRORS_MAX: u32 = 16;
@@ -138,6 +139,7 @@ pub struct Ring {
 #[derive(Debug)]
 pub struct Device {
     vbd: VbdId,
+    capacity: Capacity,
     limits: Limits,
     memory_align_bytes: u32,
     state: State,
@@ -171,7 +173,7 @@ impl Device {
     ///
     /// # Errors
     /// When the frontend's parameters do not lead to a ring.
-    pub fn connect(vbd: VbdId, given: Ring, image: ImageInfo) -> Result<Self, ConnectFailed> {
+    pub fn connect(vbd: VbdId, given: Ring, image: &Image) -> Result<Self, ConnectFailed> {
         let Ring { host, gntdev, evtchn, refs, port, protocol, persistent, read_only } = given;
         if !matches!(refs.len(), 1 | 2 | 4 | 8 | 16) {
             return Err(ConnectFailed::RingPages(refs.len()));
@@ -186,9 +188,11 @@ impl Device {
         let (memory, ring_grants) = mapping.split();
         let ring = BackRing::new(memory, protocol);
         let entries = u16::try_from(ring.entries()).expect("at most 512 entries");
+        let (capacity, image) = (image.capacity(), image.info());
         let limits = Limits { sectors: image.sectors, sector_bytes: image.sector_bytes, read_only };
         Ok(Device {
             vbd,
+            capacity,
             limits,
             memory_align_bytes: image.memory_align_bytes,
             state: State::Serving,

@@ -84,6 +84,8 @@ impl Device {
         while self.barrier.is_none() && *budget > 0 {
             let Some(descriptor) = self.ring.take()? else { break };
             *budget -= 1;
+            // Read after the request: a guest that was told of a disk that has grown may use it.
+            self.limits.sectors = self.capacity.sectors();
             let operation = answered_operation(&descriptor);
             let token = Token::new(descriptor.id, operation);
             let (plan, source) = match judge(&descriptor, &self.limits) {

@@ -6,6 +6,8 @@
 use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags, fcntl_getfl, fstat, statx};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use zerotap_rpc_schema::worker::ImageInfo;
 
 const SECTOR_BYTES: u64 = 512;
@@ -32,11 +34,41 @@ pub enum ImageRefused {
     Inspect(#[from] Errno),
 }
 
+/// Why an image's capacity stays what it is.
+#[derive(Debug, thiserror::Error)]
+pub enum GrowRefused {
+    /// What a guest was once offered it may use for ever.
+    #[error("{0} sectors are offered already, and a disk in use only grows")]
+    Shrinks(u64),
+    /// The daemon grows the image before it says so.
+    #[error("the image has {0} sectors")]
+    TooShort(u64),
+    /// A guest could not reach the last ones.
+    #[error("that is not a whole number of sectors of {0} bytes")]
+    Odd(u32),
+    /// What the kernel said.
+    #[error("cannot inspect the image: {0}")]
+    Inspect(#[from] Errno),
+}
+
+/// How many sectors of 512 bytes an image has now, for all threads. It never shrinks.
+#[derive(Debug, Clone)]
+pub struct Capacity(Arc<AtomicU64>);
+
+impl Capacity {
+    /// As of now.
+    #[must_use]
+    pub fn sectors(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
 /// An open image.
 #[derive(Debug)]
 pub struct Image {
     file: OwnedFd,
     info: ImageInfo,
+    capacity: Capacity,
 }
 
 impl Image {
@@ -74,13 +106,41 @@ impl Image {
             physical_sector_bytes: physical.max(sector_bytes),
             memory_align_bytes: direct_align(&file)?.0,
         };
-        Ok(Image { file, info })
+        let capacity = Capacity(Arc::new(AtomicU64::new(sectors)));
+        Ok(Image { file, info, capacity })
     }
 
     /// What it is.
     #[must_use]
     pub fn info(&self) -> ImageInfo {
-        self.info
+        ImageInfo { sectors: self.capacity.sectors(), ..self.info }
+    }
+
+    /// Its capacity, to be looked at again and again.
+    #[must_use]
+    pub fn capacity(&self) -> Capacity {
+        self.capacity.clone()
+    }
+
+    /// Takes note that the image has grown to `sectors` sectors of 512 bytes, which it must have.
+    ///
+    /// # Errors
+    /// When it has not, or was larger already; it then stays what it was.
+    pub fn grow(&self, sectors: u64) -> Result<(), GrowRefused> {
+        let offered = self.capacity.sectors();
+        if sectors < offered {
+            return Err(GrowRefused::Shrinks(offered));
+        }
+        let sector = u64::from(self.info.sector_bytes);
+        let there = rustix::fs::seek(&self.file, rustix::fs::SeekFrom::End(0))? / SECTOR_BYTES;
+        if sectors > there {
+            return Err(GrowRefused::TooShort(there));
+        }
+        if !sectors.is_multiple_of(sector / SECTOR_BYTES) {
+            return Err(GrowRefused::Odd(self.info.sector_bytes));
+        }
+        self.capacity.0.store(sectors, Ordering::Release);
+        Ok(())
     }
 
     /// Assumes that direct I/O wants memory aligned to `bytes`, for devices that tell less than

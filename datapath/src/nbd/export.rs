@@ -75,6 +75,11 @@ impl Export {
         self.bytes
     }
 
+    /// The image has grown.
+    pub fn grow(&mut self, sectors: u64) {
+        self.bytes = self.bytes.max(sectors * SECTOR_BYTES);
+    }
+
     /// The unit of direct I/O, bytes.
     #[must_use]
     pub fn sector_bytes(&self) -> u32 {

@@ -67,6 +67,11 @@ impl Server {
         self.clients.iter().flatten().all(|client| client.running == 0)
     }
 
+    /// The image has grown: who connects from now on is told so, all may go as far.
+    pub fn grow(&mut self, sectors: u64) {
+        self.export.grow(sectors);
+    }
+
     /// Hangs up on all and takes no more; [`Server::drained`] tells when they are gone.
     pub fn drain(&mut self) {
         self.draining = true;

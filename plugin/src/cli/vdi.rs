@@ -35,6 +35,13 @@ Neither needs the other afterwards: any may be destroyed first. On XFS and btrfs
 it takes no time and no space, and the VDI may be in use. Elsewhere the data is copied, and the VDI
 must not be active; the daemon's log tells how far it is.";
 
+const RESIZE_EXAMPLES: &str = "\
+Example: zerotap vdi resize $VDI --size 20G
+
+A VDI only grows. A Linux guest that uses it sees its new size at once; what is on the disk
+(partition table, file system) is the guest's to grow. A VDI that is a block device becomes as large
+as the device, which is to be grown first (lvextend).";
+
 const USE_EXAMPLES: &str = "\
 Example: the four steps of a VDI's use by domain 5
   zerotap vdi attach $VDI --domid 5 --device xvda      reserve it
@@ -64,7 +71,8 @@ pub(crate) enum Verb {
     /// Make a writable VDI with another's content, and print its uuid
     #[command(after_help = COPY_EXAMPLES)]
     Clone(Copy),
-    /// Grow a VDI that is not active
+    /// Grow a VDI, also one in use
+    #[command(after_help = RESIZE_EXAMPLES)]
     Resize(Resize),
     /// Rename or describe a VDI
     Rename(Rename),

@@ -32,6 +32,7 @@ const FEATURES: &[&str] = &[
     "VDI_DEACTIVATE",
     "VDI_UPDATE",
     "VDI_RESIZE",
+    "VDI_RESIZE_ONLINE",
     "LARGE_VDI",
     "THIN_PROVISIONING",
 ];

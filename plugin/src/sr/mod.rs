@@ -8,6 +8,7 @@ pub mod attached;
 pub mod catalog;
 mod copy;
 pub mod file;
+mod grow;
 pub mod image;
 mod keys;
 mod lock;

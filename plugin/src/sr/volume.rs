@@ -1,4 +1,4 @@
-//! The volumes of a file SR: made, grown, changed, removed, opened.
+//! The volumes of a file SR: made, changed, removed, opened.
 //!
 //! Blocking, as the rest of the SR. Order is its business: data before record when a volume is
 //! made, record before data when it goes, so that a crash leaves no record without data. Who may do
@@ -205,53 +205,6 @@ impl FileSr {
         if is_file { self.discard_data(key) } else { Ok(()) }
     }
 
-    /// Grows a volume: data first, then the record; the answer is the new size in bytes.
-    ///
-    /// # Errors
-    /// SR_BACKEND_FAILURE_110: smaller, or a block device; not enough space.
-    pub fn resize(&self, key: &str, new_size: i64) -> Result<i64, StorageError> {
-        let record = self.volume_here(key)?;
-        let refuse = |problem: String| {
-            let text = format!("cannot resize VDI {key} to {new_size} bytes: {problem}");
-            Err(StorageError::backend(number::VDI_RESIZE, text))
-        };
-        let Some(size) = round_up(new_size) else {
-            return refuse("new_size is a number of bytes above 0".into());
-        };
-        if size < record.virtual_size {
-            return refuse(format!(
-                "it has {} bytes, and a VDI only grows. Copy what is needed to a smaller one",
-                record.virtual_size
-            ));
-        }
-        if size == record.virtual_size {
-            return Ok(size);
-        }
-        if let Some(device) = &record.device {
-            return refuse(format!("it is the whole block device {device}"));
-        }
-        self.check_space(size - record.virtual_size, "grow a VDI")?;
-        let path = self.dir.join(Record::data_file(key));
-        let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let fd = rustix::fs::open(&path, flags, Mode::empty())
-            .map_err(|error| failed("open", &path, &error.into()))?;
-        let preallocated =
-            record.sm_config.get("allocation").is_some_and(|value| value == "preallocated");
-        let before = record.virtual_size;
-        let grown = lay_out(&fd, before, size, preallocated)
-            .and_then(|()| rustix::fs::fsync(&fd))
-            .map_err(|error| too_large(error, size, &path));
-        let grown = grown.and_then(|()| self.set_size(key, size));
-        if let Err(error) = grown {
-            // A worker serves what there is of data: none beyond what the record says.
-            if let Err(error) = rustix::fs::ftruncate(&fd, before.cast_unsigned()) {
-                tracing::error!("cannot cut {} back to {before} bytes: {error}", path.display());
-            }
-            return Err(error);
-        }
-        Ok(size)
-    }
-
     /// After a crash: removes the data of a volume that was not finished.
     ///
     /// # Errors
@@ -270,34 +223,6 @@ impl FileSr {
     pub fn finish_remove(&self, key: &str) -> Result<(), StorageError> {
         self.remove(key)?;
         self.discard_data(key)
-    }
-
-    /// After a crash: lets the record say `new_size` when the data has grown, and cuts data off
-    /// that has grown in part.
-    ///
-    /// # Errors
-    /// As [`FileSr::volume`]; a full disk.
-    pub fn finish_resize(&self, key: &str, new_size: i64) -> Result<(), StorageError> {
-        let record = self.volume(key)?;
-        let Some(size) = round_up(new_size).filter(|&size| size > record.virtual_size) else {
-            return Ok(());
-        };
-        let path = self.dir.join(Record::data_file(key));
-        let file = std::fs::OpenOptions::new().write(true).open(&path);
-        let file = file.map_err(|error| failed("open", &path, &error))?;
-        let length = file.metadata().map_err(|error| failed("look at", &path, &error))?.len();
-        if length < size.cast_unsigned() {
-            let cut = file.set_len(record.virtual_size.cast_unsigned());
-            return cut.map_err(|error| failed("cut", &path, &error));
-        }
-        self.set_size(key, size)
-    }
-
-    fn set_size(&self, key: &str, size: i64) -> Result<(), StorageError> {
-        self.change_volume(key, |record| {
-            record.virtual_size = size;
-            Ok(())
-        })
     }
 
     /// Changes a volume's record, not what lies under it.
@@ -336,7 +261,7 @@ impl FileSr {
         Image::open(&self.dir, record, read_only)
     }
 
-    fn check_space(&self, size: i64, what: &str) -> Result<(), StorageError> {
+    pub(super) fn check_space(&self, size: i64, what: &str) -> Result<(), StorageError> {
         let space = self.space()?;
         let free = bytes(space.f_bavail, space.f_frsize);
         if size <= free || self.overcommit {
@@ -352,7 +277,7 @@ impl FileSr {
 }
 
 /// Makes the file `to` bytes long, with its blocks where they are wanted.
-fn lay_out(fd: &OwnedFd, from: i64, to: i64, preallocated: bool) -> Result<(), Errno> {
+pub(super) fn lay_out(fd: &OwnedFd, from: i64, to: i64, preallocated: bool) -> Result<(), Errno> {
     let (from, to) = (from.cast_unsigned(), to.cast_unsigned());
     if preallocated {
         rustix::fs::fallocate(fd, FallocateFlags::empty(), from, to - from)
@@ -361,7 +286,7 @@ fn lay_out(fd: &OwnedFd, from: i64, to: i64, preallocated: bool) -> Result<(), E
     }
 }
 
-fn too_large(error: Errno, size: i64, path: &Path) -> StorageError {
+pub(super) fn too_large(error: Errno, size: i64, path: &Path) -> StorageError {
     match error {
         Errno::FBIG | Errno::INVAL => {
             let text = format!(

@@ -253,6 +253,9 @@ impl Backend {
                 let backend = self.sight.as_mut().and_then(|sight| sight.backend.as_mut());
                 if let (Some(backend), Some(publication)) = (backend, publication) {
                     backend.state = Some(publication.state().to_string());
+                    if let Publication::Properties(worker) = publication {
+                        backend.sectors = Some(worker.image.sectors);
+                    }
                 }
             }
             Err(error) => {

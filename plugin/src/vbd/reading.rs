@@ -94,7 +94,8 @@ async fn backend(
     let online = key("online").await?.as_deref() != Some("0");
     let ready =
         address.kind == OWN_KIND || key("hotplug-status").await?.as_deref() == Some("connected");
-    Ok(Some(BackendSight { state: key("state").await?, online, ready }))
+    let sectors = key("sectors").await?.and_then(|text| text.parse().ok());
+    Ok(Some(BackendSight { state: key("state").await?, online, ready, sectors }))
 }
 
 /// Whether this is the xenstore that the device was found in: a xenstored that was started again

@@ -1,8 +1,8 @@
 //! VDIs in use: which datapath holds which, and the worker that serves it.
 //!
 //! `registry` is the door, `actor` the queue behind it, `automaton` the rules (pure), `datapath`,
-//! `volume` and `service` what the commands do, `recover` what a new daemon does first, `chores` what
-//! is tried again.
+//! `volume`, `resize` and `service` what the commands do, `recover` what a new daemon does first,
+//! `chores` what is tried again.
 
 pub mod actor;
 pub mod automaton;
@@ -11,6 +11,7 @@ mod datapath;
 mod id;
 pub mod recover;
 pub mod registry;
+mod resize;
 mod service;
 mod volume;
 

@@ -6,6 +6,7 @@
 use crate::sr::attached::internal;
 use crate::state::WorkerRow;
 use crate::vdi::registry::Registry;
+use crate::vdi::resize::follow;
 use crate::vdi::service::end_silent;
 use crate::vdi::{VdiId, automaton};
 use crate::worker::client::Client;
@@ -156,7 +157,9 @@ async fn act(
         (Action::FinishResize(intent, vdi, size), _) => {
             let (key, size) = (vdi.vdi.clone(), *size);
             let sr = registry.srs.get(&vdi.sr)?;
-            sr.run(move |file| file.finish_resize(&key, size)).await?;
+            let bytes = sr.run(move |file| file.finish_resize(&key, size)).await?;
+            // VBDs are not looked after yet: they compare what they find with what is served.
+            follow(registry, vdi, bytes).await?;
             settle(registry, *intent).await
         }
         (Action::FinishDeactivate(intent, vdi, dp), _) => {

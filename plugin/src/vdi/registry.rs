@@ -171,7 +171,7 @@ impl Registry {
     /// VDI.resize; the answer is the new size in bytes.
     ///
     /// # Errors
-    /// It is active, would shrink, does not fit.
+    /// It would shrink, does not fit; its worker does not follow.
     pub async fn resize(self: &Arc<Self>, vdi: &VdiId, size: i64) -> Result<i64, StorageError> {
         self.ask(vdi, |reply| Command::Resize { size, reply }).await
     }

@@ -1,4 +1,4 @@
-//! What the volume commands do: create, destroy, resize, edit.
+//! What the volume commands do: create, copy, destroy, edit.
 //!
 //! They refuse what would pull a volume from under its users; the SR does the rest. Run by the
 //! VDI's actor alone.
@@ -74,23 +74,6 @@ impl Vdi<'_> {
         sr.run(move |file| file.volume(&key)).await.is_ok()
     }
 
-    pub(super) async fn resize(&self, size: i64) -> Result<i64, StorageError> {
-        let sr = self.registry.srs.get(&self.id.sr)?;
-        self.retry_leaked().await?;
-        self.check_unused("resize", |held| matches!(held, VdiState::Activated(_))).await?;
-        let state = &self.registry.state;
-        let intent = Operation::ResizeVdi { size };
-        let intent = state.begin(self.id, &intent).await.map_err(internal)?;
-        let key = self.id.vdi.clone();
-        let resized = sr.run(move |file| file.resize(&key, size)).await;
-        if resized.as_ref().err().is_none_or(|error| !is_open(error)) {
-            state.settle(intent).await.map_err(internal)?;
-        }
-        let bytes = resized?;
-        tracing::info!(vdi = %self.id, bytes, "VDI resized");
-        Ok(bytes)
-    }
-
     pub(super) async fn edit(&self, edit: Edit) -> Result<(), StorageError> {
         let sr = self.registry.srs.get(&self.id.sr)?;
         let key = self.id.vdi.clone();
@@ -116,7 +99,7 @@ impl Vdi<'_> {
 }
 
 /// Whether the outcome is open: the file system has not answered, and may still do it.
-fn is_open(error: &StorageError) -> bool {
+pub(super) fn is_open(error: &StorageError) -> bool {
     error.code() == i32::from(number::SR_UNAVAILABLE)
 }
 

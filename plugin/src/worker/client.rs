@@ -30,6 +30,8 @@ pub const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 pub const DISCONNECT_DEADLINE: Duration = Duration::from_secs(30);
 /// How long it may take to tell its counters.
 pub const STAT_DEADLINE: Duration = Duration::from_secs(2);
+/// How long it may take to look at an image that has grown.
+pub const RESIZE_DEADLINE: Duration = Duration::from_secs(5);
 /// How long it may take to disconnect all, flush the image and end.
 pub const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(20);
 

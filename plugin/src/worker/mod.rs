@@ -16,11 +16,14 @@ pub use spawn::Launcher;
 use crate::host::Host;
 use crate::state::WorkerRow;
 use crate::vdi::VdiId;
-use client::{CONNECT_DEADLINE, Client, DISCONNECT_DEADLINE, SHUTDOWN_DEADLINE, STAT_DEADLINE};
+use client::{
+    CONNECT_DEADLINE, Client, DISCONNECT_DEADLINE, RESIZE_DEADLINE, SHUTDOWN_DEADLINE,
+    STAT_DEADLINE,
+};
 use process::Process;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
 use zerotap_rpc_schema::worker::{
@@ -49,6 +52,8 @@ pub struct Hello {
     pub queues_max: u32,
     /// The rings that it serves.
     pub connected: Vec<Connected>,
+    /// Whether its image may grow while it serves.
+    pub resizes: bool,
 }
 
 impl Hello {
@@ -65,6 +70,7 @@ impl Hello {
             ring_page_order_max,
             queues_max,
             connected,
+            resizes,
             ..
         } = client.hello().await?
         else {
@@ -78,6 +84,7 @@ impl Hello {
             ring_page_order_max,
             queues_max,
             connected,
+            resizes,
         })
     }
 }
@@ -90,6 +97,8 @@ pub struct WorkerHandle(Arc<Inner>);
 struct Inner {
     row: WorkerRow,
     hello: Hello,
+    /// The image's capacity: it may have grown since Hello.
+    sectors: AtomicU64,
     client: Client,
     process: Arc<Process>,
     host: Host,
@@ -113,8 +122,8 @@ impl WorkerHandle {
         let (sender, end) = watch::channel(None);
         let watched = Arc::clone(&process);
         tokio::spawn(async move { sender.send_replace(Some(watched.exited().await)) });
-        let stopping = AtomicBool::new(false);
-        WorkerHandle(Arc::new(Inner { row, hello, client, process, host, stopping, end }))
+        let (stopping, sectors) = (AtomicBool::new(false), AtomicU64::new(hello.image.sectors));
+        WorkerHandle(Arc::new(Inner { row, hello, sectors, client, process, host, stopping, end }))
     }
 
     /// What it serves.
@@ -153,10 +162,28 @@ impl WorkerHandle {
         self.0.row.read_only
     }
 
-    /// The image as the worker found it.
+    /// The image as the worker serves it.
     #[must_use]
     pub fn image(&self) -> ImageInfo {
-        self.0.hello.image
+        ImageInfo { sectors: self.0.sectors.load(Ordering::Acquire), ..self.0.hello.image }
+    }
+
+    /// Whether its image may grow while it serves: one that an older daemon started does not know
+    /// how.
+    #[must_use]
+    pub fn resizes(&self) -> bool {
+        self.0.hello.resizes
+    }
+
+    /// Has it serve an image that has grown, to its new end.
+    ///
+    /// # Errors
+    /// `Refused` when the image is shorter than that, or was served further already.
+    pub async fn resize(&self, sectors: u64) -> Result<(), WorkerError> {
+        let ask = Ask::Resize { sectors };
+        self.0.client.done("resize", ask, vec![], RESIZE_DEADLINE).await?;
+        self.0.sectors.fetch_max(sectors, Ordering::AcqRel);
+        Ok(())
     }
 
     /// The most segments that an indirect request may have.

@@ -19,7 +19,8 @@ pub const RELEASE_DEADLINE: Duration = Duration::from_secs(5);
 /// What the VBD side must hear of.
 #[derive(Debug)]
 pub enum WorkerNews {
-    /// A worker is ready: VBDs that wait for its VDI can go on.
+    /// A worker is ready: VBDs that wait for its VDI can go on. Or its image has grown: they tell
+    /// their guests.
     Ready(WorkerHandle),
     /// A VDI is about to be deactivated. Disconnect its rings, then say so; after
     /// [`RELEASE_DEADLINE`] the worker is shut down in any case.
@@ -134,6 +135,11 @@ impl Workers {
     /// Takes in a worker that has just become ready.
     pub async fn ready(&self, worker: WorkerHandle) {
         self.adopt(worker.clone());
+        self.tell(WorkerNews::Ready(worker)).await;
+    }
+
+    /// The image of a worker that serves has grown.
+    pub async fn grown(&self, worker: WorkerHandle) {
         self.tell(WorkerNews::Ready(worker)).await;
     }
 

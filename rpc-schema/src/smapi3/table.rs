@@ -88,8 +88,9 @@ scripts! {
     "Volume.snapshot" => VolumeSnapshot(VolumeParams) -> Volume, gives ["VDI_SNAPSHOT"];
     /// Make a writable volume with another's content.
     "Volume.clone" => VolumeClone(VolumeParams) -> Volume, gives ["VDI_CLONE"];
-    /// Grow a volume.
-    "Volume.resize" => VolumeResize(VolumeResizeParams) -> (), gives ["VDI_RESIZE"];
+    /// Grow a volume, which a guest may use meanwhile.
+    "Volume.resize" => VolumeResize(VolumeResizeParams) -> (),
+        gives ["VDI_RESIZE", "VDI_RESIZE_ONLINE"];
     /// What a volume is.
     "Volume.stat" => VolumeStat(VolumeParams) -> Volume, gives ["VDI_UPDATE"];
 

@@ -198,6 +198,18 @@ impl Blkfront {
         Ok(Queue { ring, ring_grefs, port: self.domain.port()? })
     }
 
+    /// What Linux does when the back end writes its state 4 again: looks at `sectors` alone. True
+    /// when the disk has grown.
+    ///
+    /// # Errors
+    /// When it is not there, or the disk has shrunk.
+    pub fn notice_growth(&mut self) -> anyhow::Result<bool> {
+        let sectors = number(&mut self.xenstore, &self.backend, "sectors", None)?;
+        let before = std::mem::replace(&mut self.disk.sectors, sectors);
+        ensure!(sectors >= before, "the disk has shrunk from {before} to {sectors} sectors");
+        Ok(sectors > before)
+    }
+
     /// Reads what the back end published before state 4.
     ///
     /// # Errors

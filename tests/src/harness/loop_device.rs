@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 #[derive(Debug)]
 pub struct LoopDevice {
     path: PathBuf,
+    backing: PathBuf,
     mounted: Option<PathBuf>,
 }
 
@@ -24,13 +25,22 @@ impl LoopDevice {
         let mut losetup = Command::new("losetup");
         losetup.args(["--find", "--show", "-b", &sector_bytes.to_string()]).arg(backing);
         let path = run(&mut losetup)?.trim().into();
-        Ok(LoopDevice { path, mounted: None })
+        Ok(LoopDevice { path, backing: backing.to_owned(), mounted: None })
     }
 
     /// Its path.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Makes it `bytes` long, while it is in use.
+    ///
+    /// # Errors
+    /// When the kernel does not.
+    pub fn grow(&self, bytes: u64) -> anyhow::Result<()> {
+        std::fs::File::options().write(true).open(&self.backing)?.set_len(bytes)?;
+        run(Command::new("losetup").arg("-c").arg(&self.path)).map(drop)
     }
 
     /// Makes an ext4 file system on it and mounts that at `dir`, which is made.

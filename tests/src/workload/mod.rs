@@ -121,6 +121,11 @@ impl Workload<'_> {
             let news = self.front.wait(1, pause)?;
             if news {
                 let backend = self.front.backend_state()?;
+                if backend == state::CONNECTED && self.front.notice_growth()? {
+                    let sectors = self.front.disk().sectors;
+                    self.model.grow(sectors);
+                    self.progress.sectors.store(sectors, Ordering::Release);
+                }
                 if backend >= state::CLOSING {
                     (outcome, ending) = (Outcome::BackendClosing, true);
                 }

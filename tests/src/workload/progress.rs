@@ -26,6 +26,8 @@ pub struct Progress {
     pub errors: AtomicU64,
     /// Reconnects done.
     pub reconnects: AtomicU64,
+    /// The disk's capacity once it has grown; 0 before.
+    pub sectors: AtomicU64,
     pub(super) order: AtomicU8,
 }
 

@@ -46,6 +46,25 @@ part_plug() {
   [ "$BACKEND" != zerotap ] || disk_unplug $id xvdc
 }
 
+# A disk that grows under I/O. The kernel's RAM disks do not.
+part_grow() {
+  local id vdi
+  [ "$BACKEND" = zerotap ] || return 0
+  id=$(guest_define grow) && disk_plug $id xvdd 16M && guest_start || return 1
+  guest_await small 300 || return 1
+  vdi=$(cat /run/disk/xvdd)
+  step "the disk grows from 16 to 32 MiB"
+  zerotap vdi resize "$vdi" --size 32M && guest_await grown 300 || return 1
+
+  step "the daemon is killed right after the next resize was asked for, and started again"
+  zerotap vdi resize "$vdi" --size 48M &
+  kill -KILL "$(daemon_pid)"
+  disk_backend_start || return 1
+  zerotap vdi resize "$vdi" --size 48M || return 1
+  guest_wait 300 || return 1
+  disk_unplug $id xvdd && [ "$(stat -c %s "$(disk_data xvdd)")" = $((48 << 20)) ]
+}
+
 # plug_misleading DOMID DEVICE SIZE: a read-only disk whose guest does not know. Linux's front end reads
 # `info` once, when the back end has connected; both are held still while the flag is taken out.
 plug_misleading() {

@@ -77,6 +77,27 @@ refused() {
   tell refused
 }
 
+# The disk grows twice under I/O on what was there before; all of it can be used.
+phase_grow() {
+  disk_present xvdd && has_mebibytes xvdd 16 || return 1
+  fio --name=busy --filename=/dev/xvdd --size=8M --rw=randrw --bs=16k --direct=1 --ioengine=libaio \
+    --iodepth=16 --time_based --runtime=3600 >/tmp/busy.out 2>&1 &
+  local busy=$!
+  within 120 wrote_some xvdd || return 1
+  tell small
+  within 300 has_mebibytes xvdd 32 || return 1
+  verify xvdd 12M --offset=16M || return 1
+  tell grown
+  within 300 has_mebibytes xvdd 48 || return 1
+  dmesg | grep 'Setting capacity'
+  verify xvdd 12M --offset=34M || return 1
+  kill -0 $busy || { echo "the I/O under way failed"; cat /tmp/busy.out; return 1; }
+  kill $busy
+  wait $busy
+  ! grep 'io_u error' /tmp/busy.out
+}
+
+has_mebibytes() { [ "$(cat "/sys/block/$1/size")" = $(($2 * 2048)) ]; }
 wrote_some() { [ "$(awk '{print $5}' "/sys/block/$1/stat")" -gt 100 ]; }
 ended() { ! kill -0 "$1"; }
 

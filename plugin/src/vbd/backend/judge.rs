@@ -6,7 +6,7 @@
 
 use super::super::frontend::Fault;
 use super::super::xenbus::State;
-use super::{Action, Backend, BackendSight, Publication, Ring, Serving, Sight};
+use super::{Action, Backend, BackendSight, Publication, Ring, Serving, Sight, Worker};
 
 const UNKNOWN: &str = "\
     the worker has not told yet which rings it serves: if that lasts, see whether it hangs";
@@ -133,16 +133,22 @@ impl Backend {
             (Some(Ok(new)), Some(old)) if initialised && new != old => {
                 Verdict::act(Action::Disconnect)
             }
-            _ if own == State::Connected || own == State::Closing => {
-                self.with_health(Verdict::wait())
-            }
             _ => match &self.serving {
-                Serving::Ready(worker) => {
-                    self.publish(backend, Publication::Properties(worker.clone()))
+                Serving::Ready(worker) if own != State::Closing => {
+                    let told = own == State::Connected && !has_grown(worker, backend);
+                    if told {
+                        self.with_health(Verdict::wait())
+                    } else {
+                        self.tell(worker, backend)
+                    }
                 }
                 _ => self.with_health(Verdict::wait()),
             },
         }
+    }
+
+    fn tell(&self, worker: &Worker, backend: &BackendSight) -> Verdict {
+        self.publish(backend, Publication::Properties(worker.clone()))
     }
 
     /// The frontend has a ring that nobody serves.
@@ -206,4 +212,9 @@ impl Backend {
         let trouble = self.broken.then(|| BROKEN.to_owned());
         Verdict { trouble: trouble.or(verdict.trouble), step: verdict.step }
     }
+}
+
+/// Whether the guest was told of less than the worker serves. It is never told of less than before.
+fn has_grown(worker: &Worker, backend: &BackendSight) -> bool {
+    backend.sectors.is_some_and(|told| told < worker.image.sectors)
 }

@@ -237,6 +237,32 @@ fn adoption_goes_on_where_the_last_daemon_stopped() {
 }
 
 #[test]
+fn a_guest_is_told_of_an_image_that_has_grown() {
+    let mut world = World::connected();
+    let told = |world: &World| (world.backend.as_ref().unwrap().sectors, world.states.len());
+    assert_eq!(told(&world), (Some(2048), 2));
+    world.sectors = 4096;
+    world.worker();
+    assert_eq!(told(&world), (Some(4096), 3));
+    world.settle();
+    assert_eq!((told(&world), world.state()), ((Some(4096), 3), "4"), "once, and state 4 again");
+    // The daemon that grew it died before it could tell; the next one finds out.
+    world.sectors = 8192;
+    world.machine = Some(Backend::new(false, true));
+    world.worker();
+    assert_eq!((told(&world), world.connects), ((Some(8192), 4), 1));
+    // What the guest was told of is never taken back.
+    world.sectors = 1024;
+    world.worker();
+    assert_eq!(told(&world), (Some(8192), 4));
+    // A guest that goes is not held up.
+    world.sectors = 16384;
+    world.backend.as_mut().unwrap().state = Some("5".into());
+    world.worker();
+    assert_eq!(told(&world), (Some(8192), 4));
+}
+
+#[test]
 fn a_dead_worker_is_told_and_never_papered_over() {
     let mut world = World::connected();
     world.worker_dies();

@@ -26,6 +26,8 @@ pub struct BackendSight {
     pub online: bool,
     /// Whether the device may be offered: the toolstack's script is done, or none is needed.
     pub ready: bool,
+    /// `sectors`: the capacity that the guest was told of.
+    pub sectors: Option<u64>,
 }
 
 /// The worker that serves the VDI.
@@ -109,7 +111,8 @@ pub enum Action {
 pub enum Publication {
     /// What a frontend has to know before it makes its ring; then `InitWait`.
     Offers(Worker),
-    /// What a frontend has to know before it makes its disk; then `Connected`.
+    /// What a frontend has to know before it makes its disk; then `Connected`. Written over
+    /// `Connected` it makes the frontend read `sectors` anew: the image has grown.
     Properties(Worker),
     /// A state and nothing else.
     State(State),

@@ -53,12 +53,12 @@ impl World {
             Move::ToolstackRemoves => self.backend = None,
             Move::ToolstackMakes => {
                 let state = Some("1".to_owned());
-                self.backend = Some(BackendSight { state, online: true, ready: true });
+                self.backend =
+                    Some(BackendSight { state, online: true, ready: true, sectors: None });
             }
             Move::Worker => {
-                self.worker_alive = true;
-                let ring = self.served.clone();
-                self.tell(Event::WorkerReady(Worker { ring, ..worker() }));
+                self.sectors += 8;
+                self.meet_worker();
             }
             Move::WorkerDies => {
                 (self.worker_alive, self.served) = (false, None);

@@ -10,6 +10,8 @@ pub(super) struct World {
     pub(super) keys: Result<RingParameters, Fault>,
     /// What the worker serves.
     pub(super) served: Option<RingParameters>,
+    /// The image of the worker that comes next.
+    pub(super) sectors: u64,
     pub(super) alive: bool,
     pub(super) worker_alive: bool,
     pub(super) pending: Vec<Action>,
@@ -30,10 +32,16 @@ impl World {
     pub(super) fn new() -> Self {
         World {
             machine: Some(fresh(false, true)),
-            backend: Some(BackendSight { state: Some("1".into()), online: true, ready: true }),
+            backend: Some(BackendSight {
+                state: Some("1".into()),
+                online: true,
+                ready: true,
+                sectors: None,
+            }),
             frontend: Some("1".into()),
             keys: Ok(ring(5)),
             served: None,
+            sectors: 2048,
             alive: true,
             worker_alive: false,
             pending: Vec::new(),
@@ -124,6 +132,9 @@ impl World {
                     _ if !well => Err(PublishError::Failed("xenstored is away".to_owned())),
                     Some(backend) if backend.state.as_ref() == Some(&from) => {
                         backend.state = Some(what.state().to_string());
+                        if let Publication::Properties(worker) = &what {
+                            backend.sectors = Some(worker.image.sectors);
+                        }
                         self.states.push(what.state().to_string());
                         Ok(())
                     }
@@ -155,10 +166,15 @@ impl World {
     }
 
     pub(super) fn worker(&mut self) {
-        self.worker_alive = true;
-        let ring = self.served.clone();
-        self.tell(Event::WorkerReady(Worker { ring, ..worker() }));
+        self.meet_worker();
         self.settle();
+    }
+
+    pub(super) fn meet_worker(&mut self) {
+        self.worker_alive = true;
+        let (ring, worker) = (self.served.clone(), worker());
+        let image = ImageInfo { sectors: self.sectors, ..worker.image };
+        self.tell(Event::WorkerReady(Worker { ring, image, ..worker }));
     }
 
     pub(super) fn worker_dies(&mut self) {
