@@ -2,8 +2,9 @@
 //! straight between the guests' pages and the disk.
 //!
 //! It is given descriptors, not paths, and never opens anything itself. Its first thread is the
-//! [`worker`]: it takes the daemon's orders ([`control`]) and serves the NBD clients ([`nbd`]). Each
-//! [`queue`] of a [`vbd`] has a thread of its own, where a [`device`] serves one ring with [`ring`] (blkif without I/O), [`xen`] (grants and events), [`image`] (where a virtual range
+//! [`worker`]: it takes the daemon's orders ([`control`]) and serves the NBD clients ([`nbd`]).
+//! Each [`queue`] of a [`vbd`] has a thread of its own, where a [`device`] serves one ring with
+//! [`ring`] (blkif without I/O), [`xen`] (grants and events), [`image`] (where a virtual range
 //! stands) and [`engine`] (the only place that submits I/O).
 
 pub mod control;

@@ -98,7 +98,8 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
     let serving = tokio::spawn(door.serve(methods::all(core), stop));
     let (version, pid) = (env!("CARGO_PKG_VERSION"), std::process::id());
     let socket = config.rpc_socket();
-    tracing::info!(version, pid, host = %config.host, uuid = us.host, socket = %socket.display(), "zerotap serves");
+    let (host, uuid, at) = (&config.host, &us.host, socket.display());
+    tracing::info!(version, pid, %host, uuid, socket = %at, "zerotap serves");
     tell_service_manager();
 
     tokio::select! {

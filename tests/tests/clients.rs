@@ -128,7 +128,6 @@ fn what_is_in_use_is_not_taken_away() {
     let (sr, vdi) = (&disk.vdi.sr, &disk.vdi.vdi);
     for (method, params) in [
         ("VDI.destroy", json!({"sr": sr, "vdi": vdi})),
-        ("VDI.resize", json!({"sr": sr, "vdi": vdi, "new_size": 2 * MIB})),
         ("SR.detach", json!({"sr": sr})),
         ("SR.destroy", json!({"sr": sr})),
     ] {

@@ -1,7 +1,7 @@
 //! The only place that submits I/O: a small vocabulary of operations over io_uring.
 //!
-//! One for each thread, its only place to wait: completions, event channels and sockets all arrive as
-//! completions. Errors of an operation are its completion's business, never the engine's.
+//! One for each thread, its only place to wait: completions, event channels and sockets all arrive
+//! as completions. Errors of an operation are its completion's business, never the engine's.
 
 mod stream;
 mod uring;

@@ -271,8 +271,8 @@ impl Transfer {
         (memory, offset, bytes)
     }
 
-    /// Where the I/O of segment `n` begins, and its bytes. `end`: where the I/O of the segment before
-    /// it ends.
+    /// Where the I/O of segment `n` begins, and its bytes. `end`: where the I/O of the segment
+    /// before it ends.
     ///
     /// A page that stands is mapped twice. A frontend takes the pages that it keeps off a stack
     /// (Linux drivers/block/xen-blkfront.c, `get_grant`): a request has them in the order in which

@@ -244,7 +244,9 @@ mod tests {
         fn no_value_makes_it_panic(values in prop::collection::vec("[0-9]{0,12}|\\PC{0,80}", 32)) {
             let keys: Vec<String> = KEYS.iter().map(|key| (*key).to_owned())
                 .chain((0..18).map(|n| format!("ring-ref{n}")))
-                .chain((0..4).flat_map(|n| ["ring-ref", "event-channel"].map(|key| format!("queue-{n}/{key}"))))
+                .chain((0..4).flat_map(|n| {
+                    ["ring-ref", "event-channel"].map(|key| format!("queue-{n}/{key}"))
+                }))
                 .collect();
             let lookup = |key: &str| {
                 let at = keys.iter().position(|known| known == key)?;

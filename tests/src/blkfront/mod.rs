@@ -1,8 +1,9 @@
 //! A simulated blkfront: connects through xenstore as Linux's does, and distrusts every answer.
 //!
-//! One thread, one or several queues. Checks that every request is answered exactly once, with its own
-//! operation and zero padding, and that the back end has let go of a page when a grant ends. What
-//! the data should be is its user's business: the verifying workload, the benchmark, a scenario.
+//! One thread, one or several queues. Checks that every request is answered exactly once, with its
+//! own operation and zero padding, and that the back end has let go of a page when a grant ends.
+//! What the data should be is its user's business: the verifying workload, the benchmark, a
+//! scenario.
 
 mod flight;
 pub mod negotiate;
