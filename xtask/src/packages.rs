@@ -152,6 +152,8 @@ pub(crate) fn update_lists() -> Result<()> {
 fn try_install(missing: &[&Package]) -> Result<()> {
     process::run(
         Command::new("apt-get")
+            // Another apt that is at work now, as after a machine's first start, is waited for.
+            .args(["-o", "DPkg::Lock::Timeout=120"])
             .args(["-qq", "-y", "--no-install-recommends", "install"])
             .args(missing.iter().map(|package| package.name))
             .env("DEBIAN_FRONTEND", "noninteractive"),
