@@ -5,8 +5,7 @@
 //! (XSA-39), a wrong `rsp_event` loses it its own notifications.
 
 use super::abi::{self, Abi, Descriptor, ENTRY_BYTES_MAX, RING_HEADER_BYTES};
-use super::shared::{PAGE_BYTES, SharedMapping};
-use std::sync::atomic::{Ordering, fence};
+use super::shared::{Memory, PAGE_BYTES, SharedMapping};
 
 const REQ_PROD: usize = 0;
 const REQ_EVENT: usize = 4;
@@ -28,8 +27,8 @@ pub struct RingBroken {
 
 /// The back end's half of a ring.
 #[derive(Debug)]
-pub struct BackRing {
-    memory: SharedMapping,
+pub struct BackRing<M = SharedMapping> {
+    memory: M,
     abi: Abi,
     entries: u32,
     /// Requests seen, as far as `req_prod` was last read.
@@ -42,11 +41,11 @@ pub struct BackRing {
     pushed: u32,
 }
 
-impl BackRing {
+impl<M: Memory> BackRing<M> {
     /// A ring in `memory`, which the frontend has initialised. Both ends' private indices begin at
     /// what the ring says was answered: a ring is connected when nothing is in flight.
     #[must_use]
-    pub fn new(memory: SharedMapping, abi: Abi) -> Self {
+    pub fn new(memory: M, abi: Abi) -> Self {
         let entries = abi::ring_entries(abi, memory.bytes() / PAGE_BYTES);
         let answered = memory.load(RSP_PROD);
         BackRing {
@@ -115,7 +114,7 @@ impl BackRing {
         self.memory.store(RSP_PROD, new);
         self.pushed = new;
         // The store above before the load below, or a frontend going to sleep is missed.
-        fence(Ordering::SeqCst);
+        self.memory.fence();
         new.wrapping_sub(self.memory.load(RSP_EVENT)) < new.wrapping_sub(old)
     }
 
@@ -127,7 +126,7 @@ impl BackRing {
     pub fn sleep(&mut self) -> Result<bool, RingBroken> {
         self.memory.store(REQ_EVENT, self.consumed.wrapping_add(1));
         // The store above before the load below, or a frontend that just produced is missed.
-        fence(Ordering::SeqCst);
+        self.memory.fence();
         self.producer = self.read_producer()?;
         Ok(self.producer != self.consumed)
     }

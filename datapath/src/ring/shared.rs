@@ -7,7 +7,50 @@
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering, fence};
+
+/// Memory that both ends of a ring see: a [`SharedMapping`], or what a model checker puts in its
+/// place (`tests/ring_model.rs`), so that it checks the very code that serves guests.
+pub trait Memory {
+    /// Its length in bytes.
+    fn bytes(&self) -> usize;
+    /// Reads a word; what the writer stored before it is visible after (Acquire).
+    fn load(&self, offset: usize) -> u32;
+    /// Writes a word after all that was written before it (Release).
+    fn store(&self, offset: usize, value: u32);
+    /// Lets nothing after it come before anything in front of it, not even a load a store.
+    fn fence(&self);
+    /// Copies `N` bytes out, each read exactly once.
+    fn read<const N: usize>(&self, offset: usize) -> [u8; N];
+    /// Copies bytes in.
+    fn copy_in(&self, offset: usize, from: &[u8]);
+}
+
+impl Memory for SharedMapping {
+    fn bytes(&self) -> usize {
+        self.bytes()
+    }
+
+    fn load(&self, offset: usize) -> u32 {
+        self.load(offset)
+    }
+
+    fn store(&self, offset: usize, value: u32) {
+        self.store(offset, value);
+    }
+
+    fn fence(&self) {
+        fence(Ordering::SeqCst);
+    }
+
+    fn read<const N: usize>(&self, offset: usize) -> [u8; N] {
+        self.read(offset)
+    }
+
+    fn copy_in(&self, offset: usize, from: &[u8]) {
+        self.copy_in(offset, from);
+    }
+}
 
 /// Bytes in a page: a grant's size on x86.
 pub const PAGE_BYTES: usize = 4096;
