@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod demo;
 mod dist;
+mod fuzz;
 mod packages;
 mod process;
 mod queries;
@@ -40,6 +41,8 @@ enum Command {
     Queries(queries::Options),
     /// Make static programs, a .deb and an .rpm, and try what is in the packages.
     Dist(dist::Options),
+    /// Feed parsers inputs that libFuzzer thinks up, until one finds something.
+    Fuzz(fuzz::Options),
     /// Measure beside fio and beside the kernel's blkback.
     Bench(bench::Options),
 }
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Command::Xen(options) => xen::run(&options),
         Command::Queries(options) => queries::run(&options),
         Command::Dist(options) => dist::run(&options),
+        Command::Fuzz(options) => fuzz::run(&options),
         Command::Bench(options) => bench::run(&options),
     };
     exit_code(done)

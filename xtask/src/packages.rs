@@ -53,6 +53,8 @@ pub(crate) const CC: Package = Package {
     program: "cc",
     why: "the genuine xenstored runs without a hypervisor on stand-ins compiled on the spot",
 };
+pub(crate) const CXX: Package =
+    Package { name: "g++", program: "c++", why: "libFuzzer is compiled with it, from its crate" };
 pub(crate) const XFSPROGS: Package = Package {
     name: "xfsprogs",
     program: "mkfs.xfs",

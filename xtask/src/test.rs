@@ -8,11 +8,11 @@ use anyhow::{Context, Result, bail};
 use crate::stage::{Count, Stages};
 use crate::xen::scenario::{TRIALS, Trial};
 use crate::xen::{Backend, Outcome};
-use crate::{dist, packages, process, queries, workspace};
+use crate::{dist, fuzz, packages, process, queries, workspace};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Leave packages and real Xen out, which take most of the time.
+    /// Leave fuzzing, packages and real Xen out, which take most of the time.
     #[arg(long)]
     quick: bool,
 }
@@ -30,6 +30,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     stages.run("tests", tests);
     stages.run("doc tests", || counted(&["test", "--workspace", "--doc", "--no-fail-fast"]));
     if !options.quick {
+        stages.run("fuzz", || fuzz::short().map(|targets| Count { passed: targets, failed: 0 }));
         stages.run("dist", || dist::make_and_try().map(|()| Count::ONE));
         for trial in TRIALS {
             stages.run(trial.name, || on_xen(trial));

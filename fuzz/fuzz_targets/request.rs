@@ -1,0 +1,48 @@
+//! A ring entry, and the page of segments that an indirect one names, from bytes to a plan.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use zerotap_datapath::ring::abi::{Abi, ENTRY_BYTES_MAX, SEGMENT_BYTES, Segment, decode};
+use zerotap_datapath::ring::request::{
+    INDIRECT_SEGMENTS_MAX, Limits, Source, Transfer, answered_operation, judge, judge_segments,
+};
+
+const SECTORS: u64 = 1 << 20;
+
+fuzz_target!(|input: (u8, [u8; ENTRY_BYTES_MAX], &[u8])| {
+    let (kind, entry, page) = input;
+    let limits = Limits {
+        sectors: SECTORS,
+        sector_bytes: if kind & 1 == 0 { 512 } else { 4096 },
+        read_only: kind & 2 != 0,
+    };
+    let abi = if kind & 4 == 0 { Abi::X86_64 } else { Abi::X86_32 };
+    let descriptor = decode(abi, &entry);
+    let answered = answered_operation(&descriptor);
+    assert!(answered == entry[0] || answered == entry[1], "an operation that nobody asked for");
+    let Ok((plan, source)) = judge(&descriptor, &limits) else { return };
+    assert!(!limits.read_only || plan.transfer != Transfer::Write, "a write to a read-only disk");
+    let segments: Vec<Segment> = match source {
+        Source::Inline(segments) => segments[..plan.segment_count].to_vec(),
+        Source::Indirect(_) => {
+            assert!(plan.segment_count <= INDIRECT_SEGMENTS_MAX);
+            let mut bytes = page.to_vec();
+            bytes.resize(plan.segment_count * SEGMENT_BYTES, 0);
+            bytes.as_chunks().0.iter().map(|&segment| Segment::decode(segment)).collect()
+        }
+    };
+    let Ok(bytes) = judge_segments(&plan, &segments, &limits) else { return };
+    let moved: u64 = segments
+        .iter()
+        .map(|segment| {
+            assert!(segment.first <= segment.last && segment.last < 8, "a segment leaves its page");
+            u64::from(segment.last - segment.first + 1)
+        })
+        .sum();
+    assert_eq!(u64::from(bytes), moved * 512);
+    assert!(bytes.is_multiple_of(limits.sector_bytes));
+    if moved > 0 {
+        assert!(u128::from(plan.sector) + u128::from(moved) <= u128::from(SECTORS), "off the disk");
+        assert!((plan.sector * 512).is_multiple_of(u64::from(limits.sector_bytes)));
+    }
+});

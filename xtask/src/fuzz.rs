@@ -1,0 +1,130 @@
+//! `cargo xtask fuzz`: runs the targets of `fuzz/`, with the stable toolchain.
+//!
+//! libFuzzer wants coverage in the code that it drives, and an address sanitizer finds what a wrong
+//! pointer does before it does harm. Both are LLVM passes of every toolchain; only the sanitizer's
+//! option is called unstable, so one variable lets it pass. `cargo fuzz run` works as well.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+
+use crate::{packages, process, workspace};
+
+/// Named, so that build scripts and macros, which run on this host, are built without.
+pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// The address sanitizer, for whoever builds with `RUSTC_BOOTSTRAP=1`.
+pub(crate) const SANITIZER: &str = "-Zsanitizer=address";
+/// What `cargo fuzz` gives a compiler.
+const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+     -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares \
+     -Ccodegen-units=1";
+/// Runs of each target in a test: seconds in all.
+const TEST_RUNS: u64 = 50_000;
+/// A single input that takes longer is a finding.
+const INPUT_SECONDS_MAX: u32 = 10;
+/// The longest input, bytes.
+const INPUT_BYTES_MAX: u32 = 2048;
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Only this target; all without it.
+    target: Option<String>,
+    /// How many inputs each target gets.
+    #[arg(long, default_value_t = 10_000_000)]
+    runs: u64,
+    /// Add inputs that reach new code to the corpus in fuzz/corpus, as few as will do.
+    #[arg(long)]
+    keep: bool,
+}
+
+/// Runs targets until one finds something.
+pub(crate) fn run(options: &Options) -> Result<bool> {
+    let all = targets()?;
+    let chosen = match &options.target {
+        Some(target) if !all.contains(target) => {
+            bail!("there is no target {target}; there are: {}", all.join(", "))
+        }
+        Some(target) => vec![target.clone()],
+        None => all,
+    };
+    build()?;
+    for target in &chosen {
+        println!("== {target}");
+        fuzz(target, options.runs)?;
+        if options.keep {
+            keep(target)?;
+        }
+    }
+    Ok(true)
+}
+
+/// A short run of every target, for `cargo xtask test`; answers how many there are.
+pub(crate) fn short() -> Result<usize> {
+    build()?;
+    let targets = targets()?;
+    targets.iter().try_for_each(|target| fuzz(target, TEST_RUNS))?;
+    Ok(targets.len())
+}
+
+/// The targets' names: those of their files.
+fn targets() -> Result<Vec<String>> {
+    let dir = workspace::root().join("fuzz/fuzz_targets");
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(&dir).with_context(|| dir.display().to_string())? {
+        let path = entry?.path();
+        names.extend(path.file_stem().map(|stem| stem.to_string_lossy().into_owned()));
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn target_dir() -> PathBuf {
+    workspace::target_dir().join("fuzz")
+}
+
+fn build() -> Result<()> {
+    packages::ensure(&[packages::CXX])?;
+    let mut cargo = workspace::cargo(&["build", "--release", "--target", TARGET]);
+    cargo
+        .args(["--manifest-path", "fuzz/Cargo.toml"])
+        .env("CARGO_TARGET_DIR", target_dir())
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("RUSTFLAGS", format!("{COVERAGE} {SANITIZER}"));
+    process::run(&mut cargo)
+}
+
+/// A target's program, and its two corpora: what this build directory found, what is committed.
+fn prepare(target: &str) -> Result<(std::process::Command, [PathBuf; 2])> {
+    let found = target_dir().join("corpus").join(target);
+    let committed = workspace::root().join("fuzz/corpus").join(target);
+    for dir in [&found, &committed] {
+        std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+    }
+    let program = target_dir().join(TARGET).join("release").join(target);
+    Ok((std::process::Command::new(program), [found, committed]))
+}
+
+fn fuzz(target: &str, runs: u64) -> Result<()> {
+    let (mut program, [found, committed]) = prepare(target)?;
+    let artifacts = target_dir().join("artifacts").join(target);
+    std::fs::create_dir_all(&artifacts).with_context(|| artifacts.display().to_string())?;
+    program
+        // Where it makes its files: a file system that knows direct I/O, as the build's does.
+        .current_dir(target_dir())
+        .args([&found, &committed])
+        .arg(format!("-runs={runs}"))
+        .arg(format!("-timeout={INPUT_SECONDS_MAX}"))
+        .arg(format!("-max_len={INPUT_BYTES_MAX}"))
+        .arg(format!("-artifact_prefix={}/", artifacts.display()))
+        .args(["-print_final_stats=1", "-verbosity=0", "-print_funcs=0"]);
+    process::run(&mut program).with_context(|| {
+        format!("target {target}; give its program an input of {}", artifacts.display())
+    })
+}
+
+/// libFuzzer's own merge: into the first corpus goes what adds coverage to it.
+fn keep(target: &str) -> Result<()> {
+    let (mut program, [found, committed]) = prepare(target)?;
+    process::run(program.args(["-merge=1", "-verbosity=0"]).args([committed, found]))
+}
