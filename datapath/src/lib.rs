@@ -7,6 +7,7 @@
 //! [`ring`] (blkif without I/O), [`xen`] (grants and events), [`image`] (where a virtual range
 //! stands) and [`engine`] (the only place that submits I/O).
 
+mod arena;
 pub mod control;
 pub mod device;
 pub mod engine;

@@ -11,10 +11,11 @@ use zerotap_datapath::image::Image;
 use zerotap_datapath::inherit::inherited;
 use zerotap_datapath::worker::{Given, Worker};
 use zerotap_datapath::xen::Host;
+use zerotap_rpc_schema::worker::TransferRule;
 
 const USAGE: &str = "zerotap-datapath is started by zerotap, with descriptors it inherits:
-  zerotap-datapath --id ID --host xen|sim [--read-only] --listener-fd N --image-fd N --gntdev-fd N \
-  [--nbd-fd N --nbd-name NAME]";
+  zerotap-datapath --id ID --host xen|sim [--read-only] [--network] [--transfer auto|map|copy] \
+  --listener-fd N --image-fd N --gntdev-fd N [--nbd-fd N --nbd-name NAME]";
 
 /// The command line, as the daemon writes it.
 #[derive(Default)]
@@ -22,6 +23,8 @@ struct Arguments {
     id: Option<String>,
     host: Option<Host>,
     read_only: bool,
+    network: bool,
+    transfer: Option<TransferRule>,
     listener: Option<OwnedFd>,
     image: Option<OwnedFd>,
     gntdev: Option<OwnedFd>,
@@ -55,6 +58,8 @@ fn serve(arguments: Arguments) -> Result<(), String> {
     let given = Given {
         host: arguments.host.ok_or_else(|| missing("--host"))?,
         read_only: arguments.read_only,
+        network: arguments.network,
+        transfer: arguments.transfer.unwrap_or(TransferRule::Map),
         image: Image::new(arguments.image.ok_or_else(|| missing("--image-fd"))?)
             .map_err(|error| error.to_string())?,
         listener: arguments.listener.ok_or_else(|| missing("--listener-fd"))?,
@@ -73,14 +78,20 @@ fn serve(arguments: Arguments) -> Result<(), String> {
 fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
     let mut arguments = Arguments::default();
     while let Some(word) = words.next() {
-        if word == "--read-only" {
-            arguments.read_only = true;
+        let flag = match word.as_str() {
+            "--read-only" => Some(&mut arguments.read_only),
+            "--network" => Some(&mut arguments.network),
+            _ => None,
+        };
+        if let Some(flag) = flag {
+            *flag = true;
             continue;
         }
         let value = words.next().ok_or_else(|| format!("{word} needs a value"))?;
         match word.as_str() {
             "--id" => arguments.id = Some(value),
             "--host" => arguments.host = Some(parse_host(&value)?),
+            "--transfer" => arguments.transfer = Some(parse_transfer(&value)?),
             "--listener-fd" => arguments.listener = Some(descriptor(&word, &value)?),
             "--image-fd" => arguments.image = Some(descriptor(&word, &value)?),
             "--gntdev-fd" => arguments.gntdev = Some(descriptor(&word, &value)?),
@@ -97,6 +108,15 @@ fn parse_host(value: &str) -> Result<Host, String> {
         "xen" => Ok(Host::Xen),
         "sim" => Ok(Host::Sim),
         _ => Err(format!("--host is xen or sim, not {value}")),
+    }
+}
+
+fn parse_transfer(value: &str) -> Result<TransferRule, String> {
+    match value {
+        "auto" => Ok(TransferRule::Auto),
+        "map" => Ok(TransferRule::Map),
+        "copy" => Ok(TransferRule::Copy),
+        _ => Err(format!("--transfer is auto, map or copy, not {value}")),
     }
 }
 

@@ -6,19 +6,32 @@ use crate::queue::Queue;
 use crate::xen::Host;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use zerotap_rpc_schema::worker::{Connected, QUEUES_MAX, RingParameters, VbdCounters, VbdId};
+use zerotap_rpc_schema::worker::{
+    Connected, QUEUES_MAX, RingParameters, TransferRule, VbdCounters, VbdId,
+};
 
 /// What all VBDs of a worker have in common.
 #[derive(Debug)]
 pub struct Common {
     /// Which host this is.
     pub host: Host,
+    /// The image is reached over a network.
+    pub network: bool,
     /// The grant device.
     pub gntdev: Arc<OwnedFd>,
     /// The image.
     pub image: Arc<Image>,
     /// Becomes readable when a queue has ended.
     pub ended: Arc<OwnedFd>,
+}
+
+/// What the daemon says of a VBD beside what its frontend does.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms {
+    /// Refuse writes.
+    pub read_only: bool,
+    /// How the guest's pages are reached.
+    pub rule: TransferRule,
 }
 
 /// A VBD.
@@ -41,7 +54,7 @@ impl Vbd {
         common: &Common,
         id: VbdId,
         parameters: RingParameters,
-        read_only: bool,
+        terms: Terms,
         evtchns: Vec<OwnedFd>,
         past: Option<VbdCounters>,
     ) -> Result<Self, String> {
@@ -63,7 +76,9 @@ impl Vbd {
                 port: queue.port,
                 protocol: parameters.protocol,
                 persistent: parameters.persistent,
-                read_only,
+                read_only: terms.read_only,
+                rule: terms.rule,
+                network: common.network,
             };
             match Queue::connect(id, ring, &common.image, &common.ended) {
                 Ok(queue) => queues.push(queue),

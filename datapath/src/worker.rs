@@ -7,7 +7,7 @@ use crate::image::Image;
 use crate::nbd::export::Export;
 use crate::nbd::server::Server;
 use crate::ring::request::INDIRECT_SEGMENTS_MAX;
-use crate::vbd::{Common, Vbd};
+use crate::vbd::{Common, Terms, Vbd};
 use crate::xen::Host;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::FlockOperation;
@@ -15,7 +15,8 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use zerotap_rpc_schema::worker::{
-    Answer, Ask, PROTOCOL, QUEUES_MAX, Request, RingParameters, VBDS_MAX, VbdCounters, VbdId,
+    Answer, Ask, PROTOCOL, QUEUES_MAX, Request, RingParameters, TransferRule, VBDS_MAX,
+    VbdCounters, VbdId,
 };
 
 /// The highest ring order that is mapped: 16 pages.
@@ -32,6 +33,10 @@ pub struct Given {
     pub host: Host,
     /// Refuse writes of every VBD.
     pub read_only: bool,
+    /// The image is reached over a network.
+    pub network: bool,
+    /// How guests' pages are reached, unless a VBD has a rule of its own.
+    pub transfer: TransferRule,
     /// The image.
     pub image: Image,
     /// The control socket, listening.
@@ -54,6 +59,7 @@ struct Waiter {
 pub struct Worker {
     common: Common,
     read_only: bool,
+    transfer: TransferRule,
     engine: Engine,
     vbds: Vec<Vbd>,
     nbd: Option<Server>,
@@ -80,10 +86,12 @@ impl Worker {
         });
         Ok(Worker {
             read_only: given.read_only,
+            transfer: given.transfer,
             nbd: nbd.transpose()?,
             engine,
             common: Common {
                 host: given.host,
+                network: given.network,
                 gntdev: Arc::new(given.gntdev),
                 image: Arc::new(given.image),
                 ended: Arc::new(ended),
@@ -197,8 +205,10 @@ impl Worker {
         let waiter = Waiter { connection, id: request.id };
         let answer = match request.ask {
             Ask::Hello { protocol } => self.hello(protocol),
-            Ask::Connect { vbd, read_only, ring } => {
-                self.connect(vbd, read_only, ring, descriptors)
+            Ask::Connect { vbd, read_only, ring, transfer } => {
+                let read_only = read_only || self.read_only;
+                let rule = transfer.unwrap_or(self.transfer);
+                self.connect(vbd, Terms { read_only, rule }, ring, descriptors)
             }
             Ask::Disconnect { vbd } => match self.disconnect(vbd, waiter) {
                 Some(answer) => answer,
@@ -250,7 +260,7 @@ impl Worker {
     fn connect(
         &mut self,
         vbd: VbdId,
-        read_only: bool,
+        terms: Terms,
         ring: RingParameters,
         evtchns: Vec<OwnedFd>,
     ) -> Answer {
@@ -261,13 +271,13 @@ impl Worker {
         if self.vbds.len() >= VBDS_MAX {
             return refuse(format!("a worker serves at most {VBDS_MAX} VBDs"));
         }
-        let read_only = read_only || self.read_only;
         let queues = ring.queues.len();
         let past = self.past.get(&vbd).cloned();
-        match Vbd::connect(&self.common, vbd, ring, read_only, evtchns, past) {
+        match Vbd::connect(&self.common, vbd, ring, terms, evtchns, past) {
             Ok(connected) => {
                 self.past.remove(&vbd);
-                tracing::info!(%vbd, read_only, queues, "connected");
+                let Terms { read_only, rule } = terms;
+                tracing::info!(%vbd, read_only, queues, transfer = ?rule, "connected");
                 self.vbds.push(connected);
                 Answer::Done
             }

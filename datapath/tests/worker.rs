@@ -9,20 +9,35 @@
 
 mod front;
 
-use front::{Front, Rig};
+use front::{Front, Rig, TERMS, Terms};
 use zerotap_datapath::ring::abi::{
     Abi, OP_FLUSH_DISKCACHE, OP_READ, OP_WRITE, OP_WRITE_BARRIER, STATUS_EOPNOTSUPP, STATUS_ERROR,
     STATUS_OKAY,
 };
+use zerotap_rpc_schema::worker::TransferRule;
 
 const ABIS: [Abi; 2] = [Abi::X86_64, Abi::X86_32];
+
+/// Every way to a guest's pages: what stands, what is mapped and what is copied, and a mixture of
+/// the last two.
+const WAYS: [(bool, TransferRule); 5] = [
+    (true, TransferRule::Auto),
+    (false, TransferRule::Map),
+    (false, TransferRule::Copy),
+    (true, TransferRule::Copy),
+    (false, TransferRule::Auto),
+];
+
+fn terms(abi: Abi, (persistent, transfer): (bool, TransferRule)) -> Terms {
+    Terms { abi, persistent, transfer, ..TERMS }
+}
 
 #[test]
 fn what_is_written_is_read_back_and_stands_in_the_file() {
     for abi in ABIS {
-        for persistent in [false, true] {
+        for way in WAYS {
             let rig = Rig::new(64);
-            let mut front = Front::connect(&rig, abi, persistent, 1);
+            let mut front = Front::connect_as(&rig, 1, terms(abi, way));
             front.fill(20, 0xa1);
             assert_eq!(front.transfer(OP_WRITE, 8, &[(20, 0, 7)]), STATUS_OKAY);
             assert_eq!(front.transfer(OP_READ, 8, &[(21, 0, 7)]), STATUS_OKAY);
@@ -35,8 +50,23 @@ fn what_is_written_is_read_back_and_stands_in_the_file() {
             assert_eq!(front.transfer(OP_FLUSH_DISKCACHE, 0, &[]), STATUS_OKAY);
             let counters = front.counters();
             assert_eq!((counters.reads, counters.writes, counters.flushes), (2, 1, 1));
-            assert_eq!((counters.mapped_bytes, counters.copied_bytes), (4096 * 2 + 1024, 0));
-            assert_eq!(counters.persistent_pages, if persistent { 4 } else { 0 });
+            let bytes = 4096 * 2 + 1024;
+            let (mapped, granted) = (counters.mapped_bytes, counters.grant_copied_bytes);
+            assert_eq!((mapped + granted, counters.copied_bytes), (bytes, 0));
+            let requests = [
+                counters.standing_requests,
+                counters.mapped_requests,
+                counters.grant_copied_requests,
+            ];
+            let (stands, pages) = (way == WAYS[0], counters.persistent_pages);
+            assert_eq!(pages, if stands { 4 } else { 0 });
+            match way {
+                _ if stands => assert_eq!((mapped, requests), (bytes, [3, 0, 0])),
+                (_, TransferRule::Map) => assert_eq!((mapped, requests), (bytes, [0, 3, 0])),
+                (_, TransferRule::Copy) => assert_eq!((granted, requests), (bytes, [0, 0, 3])),
+                _ => assert_eq!((requests[0], requests.iter().sum::<u64>()), (0, 3)),
+            }
+            assert_eq!(counters.grant_copy_calls, requests[2], "one after the other");
             front.disconnect();
             assert_eq!(front.grants_in_use(), 0, "all is given back");
         }
@@ -45,9 +75,9 @@ fn what_is_written_is_read_back_and_stands_in_the_file() {
 
 #[test]
 fn indirect_requests_move_a_mebibyte() {
-    for persistent in [false, true] {
+    for way in WAYS {
         let rig = Rig::new(4096);
-        let mut front = Front::connect(&rig, Abi::X86_64, persistent, 1);
+        let mut front = Front::connect_as(&rig, 1, terms(Abi::X86_64, way));
         let pages: Vec<(u32, u8, u8)> = (0..256).map(|n| (100 + n, 0, 7)).collect();
         (0..256).for_each(|n| front.fill(100 + n, n as u8));
         assert_eq!(front.indirect(OP_WRITE, 0, &pages), STATUS_OKAY);
@@ -73,9 +103,9 @@ fn indirect_requests_move_a_mebibyte() {
 
 #[test]
 fn what_is_wrong_is_refused_and_spoils_nothing_else() {
-    for persistent in [false, true] {
+    for way in WAYS {
         let rig = Rig::new(64);
-        let mut front = Front::connect(&rig, Abi::X86_64, persistent, 1);
+        let mut front = Front::connect_as(&rig, 1, terms(Abi::X86_64, way));
         assert_eq!(front.transfer(OP_READ, 64 * 8, &[(20, 0, 7)]), STATUS_ERROR);
         assert_eq!(front.transfer(OP_READ, u64::MAX, &[(20, 0, 7)]), STATUS_ERROR);
         assert_eq!(front.transfer(OP_READ, 0, &[(20, 5, 4)]), STATUS_ERROR);
@@ -99,7 +129,8 @@ fn what_is_wrong_is_refused_and_spoils_nothing_else() {
 #[test]
 fn a_read_only_disk_refuses_writes() {
     let rig = Rig::new(64);
-    let mut front = Front::connect_read_only(&rig);
+    let persistent = true;
+    let mut front = Front::connect_as(&rig, 1, Terms { read_only: true, persistent, ..TERMS });
     front.fill(20, 0xee);
     assert_eq!(front.transfer(OP_WRITE, 0, &[(20, 0, 7)]), STATUS_ERROR);
     assert_eq!(front.transfer(OP_WRITE_BARRIER, 0, &[(20, 0, 7)]), STATUS_ERROR);
@@ -111,7 +142,9 @@ fn a_read_only_disk_refuses_writes() {
 fn barriers_and_full_rings_of_every_order() {
     for order in 0..=4 {
         let rig = Rig::new(1024);
-        let mut front = Front::connect(&rig, Abi::X86_64, order % 2 == 0, 1 << order);
+        let (ring_pages, way) = (1 << order, WAYS[order % WAYS.len()]);
+        let front = Terms { ring_pages, ..terms(Abi::X86_64, way) };
+        let mut front = Front::connect_as(&rig, 1, front);
         let entries = 32u32 << order;
         let mut requests: Vec<(u8, u64, (u32, u8, u8))> = Vec::new();
         for n in 0..entries {
@@ -130,22 +163,116 @@ fn barriers_and_full_rings_of_every_order() {
 }
 
 #[test]
-fn misaligned_memory_goes_through_the_bounce_buffers() {
-    let rig = Rig::with_memory_align(64, 4096);
-    let mut front = Front::connect(&rig, Abi::X86_64, true, 1);
-    let mut writes = Vec::new();
-    for n in 0..16u32 {
-        front.fill(20 + n, 0x10 + n as u8);
-        writes.push((OP_WRITE, u64::from(n) * 8, (20 + n, 3, 4)));
+fn misaligned_memory_is_copied() {
+    for way in WAYS {
+        let rig = Rig::with_memory_align(64, 4096);
+        let mut front = Front::connect_as(&rig, 1, terms(Abi::X86_64, way));
+        let mut writes = Vec::new();
+        for n in 0..16u32 {
+            front.fill(20 + n, 0x10 + n as u8);
+            writes.push((OP_WRITE, u64::from(n) * 8, (20 + n, 3, 4)));
+        }
+        assert_eq!(front.together(&writes), [STATUS_OKAY; 16]);
+        assert_eq!(rig.image()[4096..4096 + 1024], [0x11; 1024]);
+        assert_eq!(front.transfer(OP_READ, 8, &[(50, 6, 7)]), STATUS_OKAY);
+        assert_eq!(front.page(50)[3072..], [0x11; 1024]);
+        assert_eq!(front.page(50)[..3072], [0; 3072], "nothing outside the segment");
+        let counters = front.counters();
+        let copied = (counters.copied_bytes, counters.grant_copied_bytes);
+        // Out of what stands we copy ourselves, whatever else is for the hypervisor.
+        assert_eq!(copied, if way == WAYS[0] { (17 * 1024, 0) } else { (0, 17 * 1024) });
+        assert_eq!(counters.mapped_bytes, 0);
+        front.disconnect();
+        assert_eq!(front.grants_in_use(), 0);
     }
-    assert_eq!(front.together(&writes), [STATUS_OKAY; 16], "more than there are buffers");
-    assert_eq!(rig.image()[4096..4096 + 1024], [0x11; 1024]);
-    assert_eq!(front.transfer(OP_READ, 8, &[(50, 6, 7)]), STATUS_OKAY);
-    assert_eq!(front.page(50)[3072..], [0x11; 1024]);
-    let counters = front.counters();
-    assert_eq!((counters.copied_bytes, counters.mapped_bytes), (17 * 1024, 0));
+}
+
+#[test]
+fn copies_are_shared_and_a_bad_page_spoils_only_its_own_request() {
+    let rig = Rig::new(64);
+    let mut front = Front::connect_as(&rig, 1, terms(Abi::X86_64, (false, TransferRule::Copy)));
+    front.forbid_writing(30);
+    let requests: Vec<_> = (0..24u32)
+        .map(|n| {
+            front.fill(20 + n, 0x40 + n as u8);
+            let page = if n % 5 == 4 { 30_000 + n } else { 20 + n };
+            (OP_WRITE, u64::from(n) * 8, (page, 0, 7))
+        })
+        .collect();
+    let answers = front.together(&requests);
+    for (n, status) in answers.iter().enumerate() {
+        let (good, image) = (n % 5 != 4, rig.image());
+        assert_eq!(*status, if good { STATUS_OKAY } else { STATUS_ERROR }, "request {n}");
+        assert_eq!(image[n * 4096], if good { 0x40 + n as u8 } else { 0 }, "request {n}");
+    }
+    assert!(front.counters().grant_copy_calls < 24, "a call serves several requests");
+    // What the guest lets nobody write to cannot be read into; only that request fails.
+    let reads: Vec<_> = (0..4).map(|n| (OP_READ, 0, (29 + n, 0, 7))).collect();
+    let answers = front.together(&reads);
+    assert_eq!(answers, [STATUS_OKAY, STATUS_ERROR, STATUS_OKAY, STATUS_OKAY]);
+    assert_eq!(front.page(30), vec![0x4a; 4096], "it is as it was");
+    let mixed = front.transfer(OP_READ, 0, &[(40, 0, 7), (30, 0, 7), (41, 0, 7)]);
+    assert_eq!(mixed, STATUS_ERROR, "one page of a request is the request");
+    assert_eq!(front.counters().refused, 4 + 2);
     front.disconnect();
-    assert_eq!(front.grants_in_use(), 0);
+    assert_eq!((front.grants_in_use(), front.counters().io_errors), (0, 0));
+}
+
+#[test]
+fn requests_wait_for_room_to_be_copied() {
+    for operation in [OP_WRITE, OP_READ] {
+        let rig = Rig::new(4096);
+        let mut front = Front::connect_as(&rig, 1, terms(Abi::X86_64, (false, TransferRule::Copy)));
+        // Twelve times a mebibyte, where four have room; every third asks for pages that are not.
+        let pages = |n: u32| (0..256).map(move |page| (200 + 100 * n + page, 0, 7));
+        let requests: Vec<(u64, Vec<_>)> = (0..12)
+            .map(|n| {
+                let mut segments: Vec<(u32, u8, u8)> = pages(n).collect();
+                if n % 3 == 2 {
+                    segments[77].0 = 31_000;
+                }
+                (u64::from(n) * 2048, segments)
+            })
+            .collect();
+        let answers = front.indirect_together(operation, &requests);
+        for (n, status) in answers.iter().enumerate() {
+            assert_eq!(*status == STATUS_OKAY, n % 3 != 2, "{operation}: request {n}");
+        }
+        assert_eq!(front.transfer(OP_WRITE_BARRIER, 0, &[(20, 0, 7)]), STATUS_OKAY);
+        front.disconnect();
+        assert_eq!(front.grants_in_use(), 0);
+    }
+}
+
+#[test]
+fn nothing_is_unmapped_that_a_network_may_still_send() {
+    for transfer in [TransferRule::Auto, TransferRule::Map] {
+        let rig = Rig::networked(64);
+        let mut front = Front::connect_as(&rig, 1, terms(Abi::X86_64, (false, transfer)));
+        for n in 0..40 {
+            assert_eq!(front.transfer(OP_WRITE, n % 64 * 8, &[(20, 0, 7)]), STATUS_OKAY);
+        }
+        let counters = front.counters();
+        assert_eq!((counters.mapped_requests, counters.grant_copied_requests), (0, 40));
+    }
+    let rig = Rig::networked(64);
+    let mut front = Front::connect(&rig, Abi::X86_64, true, 1);
+    assert_eq!(front.transfer(OP_WRITE, 0, &[(20, 0, 7)]), STATUS_OKAY);
+    assert_eq!(front.counters().standing_requests, 1, "what stands is not unmapped");
+}
+
+#[test]
+fn what_is_chosen_by_cost_was_measured() {
+    let rig = Rig::new(64);
+    let mut front = Front::connect(&rig, Abi::X86_64, false, 1);
+    for n in 0..200 {
+        assert_eq!(front.transfer(OP_READ, n % 64 * 8, &[(20, 0, 7)]), STATUS_OKAY);
+    }
+    let counters = front.counters();
+    let (mapped, copied) = (counters.mapped_requests, counters.grant_copied_requests);
+    assert!(mapped > 0 && copied > 0 && mapped + copied == 200, "{counters:?}");
+    assert!(counters.map_ns > 0 && counters.grant_copy_ns > 0, "{counters:?}");
+    assert_eq!((counters.map_call_pages, counters.grant_copy_pieces), (mapped, copied));
 }
 
 #[test]

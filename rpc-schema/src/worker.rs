@@ -69,6 +69,20 @@ pub struct RingParameters {
     pub persistent: bool,
 }
 
+/// How a guest's pages are reached, as far as the administrator decides it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum TransferRule {
+    /// By what is cheapest: pages that stay mapped, else mapped for the request or copied.
+    #[default]
+    Auto,
+    /// Never copied by the hypervisor where they may be mapped.
+    Map,
+    /// Never mapped: the hypervisor copies.
+    Copy,
+}
+
 /// What the daemon asks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
@@ -88,6 +102,10 @@ pub enum Ask {
         read_only: bool,
         /// The frontend's rings.
         ring: RingParameters,
+        /// How its pages are reached; absent: as the worker was told when it started. A worker may
+        /// be older than its daemon and not know this.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        transfer: Option<TransferRule>,
     },
     /// Stop taking requests, finish those taken, unmap, unbind. Answer: [`Answer::Done`], once the
     /// worker holds nothing of the guest any more. Succeeds for a VBD that is not connected.
@@ -215,14 +233,41 @@ pub struct Counters {
     pub in_flight: u32,
     /// Data bytes whose pages the device reached through a mapping.
     pub mapped_bytes: u64,
-    /// Data bytes that the worker copied (bounce buffer).
+    /// Data bytes that the worker copied: direct I/O does not take them where they stand.
     pub copied_bytes: u64,
+    /// Data bytes that the hypervisor copied (GRANT_COPY).
+    #[serde(default)]
+    pub grant_copied_bytes: u64,
+    /// Requests whose pages stood, mapped already.
+    #[serde(default)]
+    pub standing_requests: u64,
+    /// Requests whose pages were mapped for them.
+    #[serde(default)]
+    pub mapped_requests: u64,
+    /// Requests whose pages the hypervisor copied.
+    #[serde(default)]
+    pub grant_copied_requests: u64,
     /// Pages mapped now, the ring's own left out.
     pub mapped_pages: u32,
     /// Of those, pages of persistent grants.
     pub persistent_pages: u32,
     /// Map calls made.
     pub map_calls: u64,
+    /// Nanoseconds in mapping and unmapping pages that do not stand, and how many those were.
+    #[serde(default)]
+    pub map_ns: u64,
+    /// See `map_ns`.
+    #[serde(default)]
+    pub map_call_pages: u64,
+    /// Calls that had the hypervisor copy data, each for many requests.
+    #[serde(default)]
+    pub grant_copy_calls: u64,
+    /// Nanoseconds in those calls, and the pieces of pages that they copied.
+    #[serde(default)]
+    pub grant_copy_ns: u64,
+    /// See `grant_copy_ns`.
+    #[serde(default)]
+    pub grant_copy_pieces: u64,
     /// Events received from the guest.
     pub events: u64,
     /// Events sent to the guest.
@@ -245,9 +290,18 @@ impl Counters {
             in_flight,
             mapped_bytes,
             copied_bytes,
+            grant_copied_bytes,
+            standing_requests,
+            mapped_requests,
+            grant_copied_requests,
             mapped_pages,
             persistent_pages,
             map_calls,
+            map_ns,
+            map_call_pages,
+            grant_copy_calls,
+            grant_copy_ns,
+            grant_copy_pieces,
             events,
             notifications,
             sweeps,
@@ -262,9 +316,18 @@ impl Counters {
         self.in_flight += in_flight;
         self.mapped_bytes += mapped_bytes;
         self.copied_bytes += copied_bytes;
+        self.grant_copied_bytes += grant_copied_bytes;
+        self.standing_requests += standing_requests;
+        self.mapped_requests += mapped_requests;
+        self.grant_copied_requests += grant_copied_requests;
         self.mapped_pages += mapped_pages;
         self.persistent_pages += persistent_pages;
         self.map_calls += map_calls;
+        self.map_ns += map_ns;
+        self.map_call_pages += map_call_pages;
+        self.grant_copy_calls += grant_copy_calls;
+        self.grant_copy_ns += grant_copy_ns;
+        self.grant_copy_pieces += grant_copy_pieces;
         self.events += events;
         self.notifications += notifications;
         self.sweeps += sweeps;

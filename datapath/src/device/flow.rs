@@ -5,6 +5,7 @@ use super::slot::{Step, add_vector};
 use crate::engine::{Engine, Tag};
 use crate::ring::abi::{STATUS_ERROR, STATUS_OKAY};
 use crate::ring::request::{SECTOR_BYTES, Transfer as Direction};
+use crate::xen::Towards;
 use crate::xen::transfer::Reach;
 use rustix::io::Errno;
 
@@ -31,59 +32,43 @@ impl Device {
         }
     }
 
-    /// Builds a request's vectors: its pages, or a bounce buffer where direct I/O needs one.
+    /// Builds a request's vectors: its pages, or the buffer that stands for them.
     fn start_data(&mut self, number: u16, engine: &mut Engine) {
         let slot = &mut self.slots[usize::from(number)];
-        let mut end = std::ptr::null_mut();
-        for n in 0..slot.segments.len() {
-            let (base, bytes) = self.transfer.base(slot.reach, &slot.segments, n, end);
-            add_vector(&mut slot.vectors, base, bytes);
-            end = base.wrapping_add(bytes);
-        }
-        if slot.aligned(self.memory_align_bytes) {
+        let Some(buffer) = slot.buffer else {
+            let mut end = std::ptr::null_mut();
+            for n in 0..slot.segments.len() {
+                let (base, bytes) = self.transfer.base(slot.reach, &slot.segments, n, end);
+                add_vector(&mut slot.vectors, base, bytes);
+                end = base.wrapping_add(bytes);
+            }
             self.statistics.counters.mapped_bytes += u64::from(slot.bytes);
             return self.submit_data(number, engine);
-        }
-        slot.vectors.clear();
-        let Some(bounce) = self.bounce.acquire(number) else {
-            if self.bounce.exhausted() {
-                self.statistics.counters.io_errors += 1;
-                self.log_io_error("making a bounce buffer", Errno::NOMEM);
-                return self.finish(number, STATUS_ERROR, engine);
-            }
-            return;
         };
-        self.fill_bounce(number, bounce);
+        let bytes = slot.bytes as usize;
+        let base = self.buffers.memory().address(buffer.start, bytes);
+        add_vector(&mut slot.vectors, base, bytes);
+        if slot.reach != Reach::Copied {
+            self.statistics.counters.copied_bytes += u64::from(slot.bytes);
+            if slot.plan.transfer == Direction::Write {
+                self.copy_standing(number, Towards::Us);
+            }
+        }
         self.submit_data(number, engine);
     }
 
-    /// Points a request at a bounce buffer, with its data in it if it is a write.
-    fn fill_bounce(&mut self, number: u16, bounce: u16) {
-        let slot = &mut self.slots[usize::from(number)];
-        let buffer = self.bounce.buffer(bounce);
-        slot.bounce = Some(bounce);
-        let bytes = slot.bytes as usize;
-        add_vector(&mut slot.vectors, buffer.address(0, bytes), bytes);
-        if slot.plan.transfer == Direction::Write {
-            let mut at = 0;
-            for (n, segment) in slot.segments.iter().enumerate() {
-                let (memory, offset, bytes) = self.transfer.locate(slot.reach, n, *segment);
-                buffer.copy_from(at, memory, offset, bytes);
-                at += bytes;
-            }
-        }
-        self.statistics.counters.copied_bytes += u64::from(slot.bytes);
-    }
-
-    /// Copies what was read from a request's bounce buffer into its pages.
-    fn empty_bounce(&mut self, number: u16) {
+    /// Copies between a request's standing pages and its buffer, if it has one.
+    fn copy_standing(&self, number: u16, towards: Towards) {
         let slot = &self.slots[usize::from(number)];
-        let Some(bounce) = slot.bounce else { return };
-        let buffer = self.bounce.buffer(bounce);
-        let mut at = 0;
+        let Some(buffer) = slot.buffer else { return };
+        let ours = self.buffers.memory();
+        let mut at = buffer.start;
         for (n, segment) in slot.segments.iter().enumerate() {
             let (memory, offset, bytes) = self.transfer.locate(slot.reach, n, *segment);
-            memory.copy_from(offset, buffer, at, bytes);
+            match towards {
+                Towards::Us => ours.copy_from(at, memory, offset, bytes),
+                Towards::Guest => memory.copy_from(offset, ours, at, bytes),
+            }
             at += bytes;
         }
     }
@@ -93,8 +78,8 @@ impl Device {
         let offset = slot.plan.sector * SECTOR_BYTES + u64::from(slot.done);
         let tag = Tag::Request { slot: number };
         // SAFETY: the vectors stay in the slot, which stays taken until this completion; what they
-        // describe is the slot's window or standing mapping or bounce buffer, none of which is
-        // given back before `finish`.
+        // describe is the slot's window, standing mapping or buffer, none of which is given back
+        // before `finish`.
         unsafe {
             match slot.plan.transfer {
                 Direction::Read => engine.read(&slot.vectors, offset, tag),
@@ -144,29 +129,29 @@ impl Device {
         self.advance(number, engine);
     }
 
-    /// All I/O of a request is over. It is answered now, or with its window.
+    /// All I/O of a request is over. It is answered now, or with its window, or once what it read
+    /// was copied.
     fn finish(&mut self, number: u16, status: i16, engine: &mut Engine) {
         self.running -= 1;
-        let read = self.slots[usize::from(number)].plan.transfer == Direction::Read;
-        if status == STATUS_OKAY && read {
-            self.empty_bounce(number);
-        }
         let slot = &mut self.slots[usize::from(number)];
         slot.status = status;
         slot.step = Step::Finished;
-        if let Some(bounce) = slot.bounce.take()
-            && let Some(waiting) = self.bounce.release(bounce)
-        {
-            self.start_data(waiting, engine);
-        }
-        match self.slots[usize::from(number)].reach {
-            Reach::Standing => self.answer(number),
+        let reads = status == STATUS_OKAY && slot.plan.transfer == Direction::Read;
+        match slot.reach {
+            Reach::Standing => {
+                if reads {
+                    self.copy_standing(number, Towards::Guest);
+                }
+                self.answer(number);
+            }
             Reach::Window { window, .. } => {
                 self.finished.push(number);
                 if self.transfer.leave_window(window) {
                     self.answer_window(window);
                 }
             }
+            Reach::Copied if reads => self.returning.push(number),
+            Reach::Copied => self.answer(number),
         }
         self.start_barrier_when_alone(engine);
     }
@@ -199,11 +184,15 @@ impl Device {
         if self.barrier == Some(number) {
             self.barrier = None;
         }
+        if let Some(buffer) = slot.buffer.take() {
+            self.buffers.give(buffer);
+        }
         self.free.push(number);
     }
 
     /// Shows the guest all answers written since the last call, with one notification at the most.
     pub fn flush_answers(&mut self) {
+        self.return_copied();
         if self.ring.push() {
             self.statistics.counters.notifications += 1;
             // Its end is gone only when the guest is: the daemon learns that from xenstore.
@@ -214,7 +203,7 @@ impl Device {
     /// Starts a waiting barrier once all before it is done.
     pub(super) fn start_barrier_when_alone(&mut self, engine: &mut Engine) {
         let Some(number) = self.barrier else { return };
-        if self.running > 0 || !self.batch.is_empty() {
+        if self.running > 0 || !self.batch.is_empty() || !self.waiting.is_empty() {
             return;
         }
         let slot = &self.slots[usize::from(number)];

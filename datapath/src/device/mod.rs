@@ -5,8 +5,9 @@
 //! there, maps what is missing, submits, and pushes the finished answers with one notification.
 //! Its queue calls it; it calls the engine and nothing else waits.
 
-mod bounce;
+mod buffers;
 mod flow;
+mod reach;
 mod slot;
 mod sweep;
 
@@ -17,14 +18,14 @@ use crate::ring::request::{Limits, Transfer as Direction};
 use crate::ring::shared::PAGE_BYTES;
 use crate::xen::transfer::Transfer;
 use crate::xen::{Access, Channel, Grants, Held, Host};
-use bounce::BouncePool;
+use buffers::Buffers;
 use rustix::io::Errno;
 use slot::Slot;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 pub use sweep::Swept;
 use zerotap_rpc_schema::Histogram;
-use zerotap_rpc_schema::worker::{Abi, Counters, VbdCounters, VbdId};
+use zerotap_rpc_schema::worker::{Abi, Counters, TransferRule, VbdCounters, VbdId};
 
 /// Reads of an event channel that may fail in a row before the ring counts as broken.
 const EVENT_ERRORS_MAX: u32 = 16;
@@ -35,6 +36,9 @@ pub enum ConnectFailed {
     /// The daemon checks this too; a guest chose the number.
     #[error("a ring has 1, 2, 4, 8 or 16 pages, not {0}")]
     RingPages(usize),
+    /// No memory for the buffers.
+    #[error("no memory for buffers: {0}")]
+    Buffers(Errno),
     /// No such domain, or its grants cannot be reached.
     #[error("cannot reach the domain's grants: {0}")]
     Grants(Errno),
@@ -132,6 +136,10 @@ pub struct Ring {
     pub persistent: bool,
     /// Refuse writes.
     pub read_only: bool,
+    /// How the guest's pages are reached, as far as the administrator decides it.
+    pub rule: TransferRule,
+    /// Whether the image is reached over a network.
+    pub network: bool,
 }
 
 /// One connected ring. The field order is the order of dropping: the ring goes before the grants
@@ -148,7 +156,11 @@ pub struct Device {
     channel: Channel,
     event: EventWait,
     transfer: Transfer,
-    bounce: BouncePool,
+    buffers: Buffers,
+    rule: TransferRule,
+    network: bool,
+    /// Sweeps that had pages to map or copy.
+    loose_sweeps: u64,
     slots: Box<[Slot]>,
     free: Vec<u16>,
     /// The requests of the sweep that goes on; kept for its memory.
@@ -159,9 +171,15 @@ pub struct Device {
     running: u32,
     /// Slots that finished in a window that others still use.
     finished: Vec<u16>,
-    /// The requests and pages of a window being made; kept for their memory.
-    members: Vec<u16>,
+    /// Slots that found no room for a copy; they are tried again before the ring is looked at.
+    waiting: Vec<u16>,
+    /// The requests and pages of windows being made, the writes first; kept for their memory.
+    members: [Vec<u16>; 2],
     grefs: Vec<u32>,
+    /// Writes whose data is to be copied from the guest before they start.
+    copied: Vec<u16>,
+    /// Reads whose data is to be copied to the guest before they are answered.
+    returning: Vec<u16>,
     /// The time of this round, microseconds: one reading of the clock serves all its requests.
     now_us: u64,
     statistics: Statistics,
@@ -174,7 +192,7 @@ impl Device {
     /// # Errors
     /// When the frontend's parameters do not lead to a ring.
     pub fn connect(vbd: VbdId, given: Ring, image: &Image) -> Result<Self, ConnectFailed> {
-        let Ring { host, gntdev, evtchn, refs, port, protocol, persistent, read_only } = given;
+        let Ring { host, gntdev, evtchn, refs, port, protocol, persistent, read_only, .. } = given;
         if !matches!(refs.len(), 1 | 2 | 4 | 8 | 16) {
             return Err(ConnectFailed::RingPages(refs.len()));
         }
@@ -207,16 +225,22 @@ impl Device {
                 errors: 0,
             },
             channel,
-            transfer: Transfer::new(grants, persistent),
-            bounce: BouncePool::default(),
+            transfer: Transfer::new(grants, persistent && given.rule != TransferRule::Copy),
+            buffers: Buffers::new().map_err(ConnectFailed::Buffers)?,
+            rule: given.rule,
+            network: given.network,
+            loose_sweeps: 0,
             slots: (0..entries).map(|_| Slot::new()).collect(),
             free: (0..entries).rev().collect(),
             batch: Vec::with_capacity(usize::from(entries)),
             barrier: None,
             running: 0,
             finished: Vec::with_capacity(usize::from(entries)),
-            members: Vec::new(),
+            waiting: Vec::new(),
+            members: [Vec::new(), Vec::new()],
             grefs: Vec::new(),
+            copied: Vec::new(),
+            returning: Vec::new(),
             now_us: 0,
             statistics: Statistics::default(),
         })
@@ -237,13 +261,9 @@ impl Device {
     /// What it counted.
     #[must_use]
     pub fn counters(&self) -> VbdCounters {
-        let counters = Counters {
-            in_flight: self.in_flight(),
-            mapped_pages: u32::try_from(self.transfer.mapped_pages()).unwrap_or(u32::MAX),
-            persistent_pages: u32::try_from(self.transfer.persistent_pages()).unwrap_or(u32::MAX),
-            map_calls: self.transfer.map_calls,
-            ..self.statistics.counters.clone()
-        };
+        let mut counters = self.statistics.counters.clone();
+        counters.in_flight = self.in_flight();
+        self.transfer.count(&mut counters);
         VbdCounters {
             vbd: self.vbd,
             broken: self.state == State::Broken,

@@ -1,9 +1,11 @@
 //! A request's place while it is in flight: one slot for each entry of the ring, made once.
 
+use crate::arena::Span;
 use crate::engine::IoVector;
 use crate::ring::abi::{SEGMENT_BYTES, Segment};
 use crate::ring::request::{INDIRECT_SEGMENTS_MAX, Plan, Transfer as Direction};
 use crate::ring::token::Token;
+use crate::xen::Piece;
 use crate::xen::transfer::Reach;
 
 /// Where a request stands among its steps.
@@ -29,8 +31,8 @@ pub(super) struct Slot {
     /// What the kernel reads while the data step runs; not touched until it has answered.
     pub(super) vectors: Vec<IoVector>,
     pub(super) reach: Reach,
-    /// The bounce buffer it uses.
-    pub(super) bounce: Option<u16>,
+    /// The buffer that its data passes through.
+    pub(super) buffer: Option<Span>,
     pub(super) status: i16,
     /// Times that the kernel asked to try again.
     pub(super) retries: u8,
@@ -60,7 +62,7 @@ impl Slot {
             segments: Vec::with_capacity(INDIRECT_SEGMENTS_MAX),
             vectors: Vec::with_capacity(INDIRECT_SEGMENTS_MAX),
             reach: Reach::Standing,
-            bounce: None,
+            buffer: None,
             status: 0,
             retries: 0,
             taken_us: 0,
@@ -85,12 +87,25 @@ impl Slot {
         self.taken_us = taken_us;
     }
 
-    /// Whether direct I/O takes the vectors as they are.
-    pub(super) fn aligned(&self, align_bytes: u32) -> bool {
-        let align = align_bytes as usize;
-        self.vectors.iter().all(|vector| {
-            vector.iov_base.addr().is_multiple_of(align) && vector.iov_len.is_multiple_of(align)
-        })
+    /// Whether direct I/O takes the pages as they are.
+    pub(super) fn direct(&self, align_bytes: u32) -> bool {
+        // What a guest can ask for begins and ends with whole sectors.
+        align_bytes <= 512
+            || self.segments.iter().all(|segment| {
+                let (offset, bytes) = segment.in_page();
+                (u32::from(offset) | u32::from(bytes)).is_multiple_of(align_bytes)
+            })
+    }
+
+    /// Adds the pieces to be copied between its pages and its buffer.
+    pub(super) fn add_pieces(&self, pieces: &mut Vec<Piece>) {
+        let mut offset = self.buffer.expect("a copied request has a buffer").start;
+        for segment in &self.segments {
+            let (page_offset, bytes) = segment.in_page();
+            let gref = segment.gref;
+            pieces.push(Piece { gref, page_offset, bytes, offset, copied: false });
+            offset += usize::from(bytes);
+        }
     }
 
     /// Takes the first `bytes`, which are done, off the vectors.
@@ -137,10 +152,20 @@ mod tests {
         add_vector(&mut slot.vectors, at(0x2000), 0x200);
         add_vector(&mut slot.vectors, at(0x4000), 0x1000);
         assert_eq!(pieces(&slot), [(0x1000, 0x1200), (0x4000, 0x1000)]);
-        assert!(slot.aligned(512) && !slot.aligned(4096));
         slot.advance_vectors(0x1000);
         assert_eq!(pieces(&slot), [(0x2000, 0x200), (0x4000, 0x1000)]);
         slot.advance_vectors(0x300);
         assert_eq!(pieces(&slot), [(0x4100, 0xf00)]);
+    }
+
+    #[test]
+    fn direct_io_takes_what_is_aligned() {
+        let mut slot = Slot::new();
+        slot.segments.push(Segment { gref: 1, first: 0, last: 7 });
+        assert!(slot.direct(512) && slot.direct(4096));
+        slot.segments.push(Segment { gref: 2, first: 2, last: 3 });
+        assert!(slot.direct(512) && slot.direct(1024) && !slot.direct(4096));
+        slot.segments.push(Segment { gref: 3, first: 4, last: 7 });
+        assert!(!slot.direct(2048), "one that fits does not excuse the others");
     }
 }

@@ -5,12 +5,9 @@ use super::{Device, State};
 use crate::engine::Engine;
 use crate::ring::abi::{SEGMENT_BYTES, STATUS_ERROR, Segment};
 use crate::ring::back::RingBroken;
-use crate::ring::request::{
-    Refusal, Source, Transfer as Direction, answered_operation, judge, judge_segments,
-};
+use crate::ring::request::{Refusal, Source, answered_operation, judge, judge_segments};
 use crate::ring::token::Token;
-use crate::xen::transfer::Reach;
-use crate::xen::{Access, CopyOut, GRANTS_PER_MAP_MAX};
+use crate::xen::CopyOut;
 use rustix::io::Errno;
 
 /// Requests taken before the kernel is asked for completions. Small, so that the guest goes on with
@@ -35,7 +32,13 @@ impl Device {
     #[must_use]
     pub fn sweep(&mut self, engine: &mut Engine) -> Swept {
         let mut budget = BATCH_REQUESTS_MAX;
-        while self.state == State::Serving && budget > 0 {
+        if !self.waiting.is_empty() {
+            self.batch.append(&mut self.waiting);
+            self.reach_pages();
+            self.start_batch(engine);
+        }
+        // Who waits for room is not overtaken by those who are still in the ring.
+        while self.state == State::Serving && budget > 0 && self.waiting.is_empty() {
             match self.take_all(&mut budget) {
                 Ok(()) => {}
                 Err(broken) => return self.give_up(&broken),
@@ -50,7 +53,12 @@ impl Device {
         if self.state == State::Draining {
             self.cancel_event_when_idle(engine);
         }
-        if self.state == State::Serving { Swept::More } else { Swept::Waiting }
+        match (self.waiting.is_empty(), self.state) {
+            (true, State::Serving) => Swept::More,
+            // All room was given back meanwhile, and no completion will come to tell.
+            (false, _) if self.running == 0 => Swept::More,
+            _ => Swept::Waiting,
+        }
     }
 
     /// Asks the guest for an event and waits for it; true when there is a request already.
@@ -160,70 +168,12 @@ impl Device {
         self.batch.push(number);
     }
 
-    /// Maps what is missing; requests whose pages the guest does not grant end with an error.
-    fn reach_pages(&mut self) {
-        self.transfer.finish_standing();
-        let mut members = std::mem::take(&mut self.members);
-        let mut grefs = std::mem::take(&mut self.grefs);
-        for access in [Access::ReadOnly, Access::ReadWrite] {
-            for index in 0..self.batch.len() {
-                let slot = &self.slots[usize::from(self.batch[index])];
-                let wanted = match slot.plan.transfer {
-                    Direction::Write => Access::ReadOnly,
-                    Direction::Read => Access::ReadWrite,
-                    Direction::None => continue,
-                };
-                if wanted != access || self.transfer.stands(&slot.segments) {
-                    continue;
-                }
-                if grefs.len() + slot.segments.len() > GRANTS_PER_MAP_MAX {
-                    self.open_window(&mut members, &mut grefs, access);
-                }
-                members.push(self.batch[index]);
-                let slot = &self.slots[usize::from(self.batch[index])];
-                grefs.extend(slot.segments.iter().map(|segment| segment.gref));
-            }
-            self.open_window(&mut members, &mut grefs, access);
-        }
-        self.members = members;
-        self.grefs = grefs;
-    }
-
-    /// Maps the pages of several requests as one window. When that fails, each alone: one bad
-    /// reference spoils no other request.
-    fn open_window(&mut self, members: &mut Vec<u16>, grefs: &mut Vec<u32>, access: Access) {
-        if members.is_empty() {
-            return;
-        }
-        let mut first_page = 0u16;
-        if let Ok(window) = self.transfer.open_window(grefs, access) {
-            for &member in members.iter() {
-                let slot = &mut self.slots[usize::from(member)];
-                slot.reach = Reach::Window { window, first_page };
-                first_page += u16::try_from(slot.segments.len()).expect("at most 256 segments");
-                self.transfer.use_window(window);
-            }
-        } else if members.len() > 1 {
-            for member in members.drain(..) {
-                let segments = &self.slots[usize::from(member)].segments;
-                let mut own: Vec<u32> = segments.iter().map(|segment| segment.gref).collect();
-                self.open_window(&mut vec![member], &mut own, access);
-            }
-        } else {
-            // Its answer goes with the others; see `start_batch`.
-            self.slots[usize::from(members[0])].status = STATUS_ERROR;
-        }
-        members.clear();
-        grefs.clear();
-    }
-
     fn start_batch(&mut self, engine: &mut Engine) {
         for index in 0..self.batch.len() {
             let number = self.batch[index];
             let slot = &mut self.slots[usize::from(number)];
             if slot.status == STATUS_ERROR {
-                self.statistics.counters.refused += 1;
-                self.log_refusal(&Refusal::Ungranted);
+                self.count_ungranted();
                 self.answer(number);
                 continue;
             }
@@ -236,6 +186,12 @@ impl Device {
         }
         self.batch.clear();
         self.start_barrier_when_alone(engine);
+    }
+
+    /// A request ends with an error because the guest did not grant a page of it.
+    pub(super) fn count_ungranted(&mut self) {
+        self.statistics.counters.refused += 1;
+        self.log_refusal(&Refusal::Ungranted);
     }
 
     fn refuse(&mut self, token: Token, refusal: Refusal) {

@@ -4,7 +4,6 @@
 //! requests or as much data in flight as it may, it is not read from. What is
 //! with the kernel: `lend.rs`. What becomes of a request: `flow.rs`. Called by the server.
 
-use super::arena::Arena;
 use super::export::Export;
 use super::handshake::{ANSWER_BYTES_MAX, Agreed, Handshake, Taken};
 use super::lend::message;
@@ -14,6 +13,7 @@ use super::transmission::{
     Command, HEADER_BYTES_MAX, Header, Judged, REQUEST_BYTES, Request, judge,
 };
 use super::{ARENA_BYTES, REQUESTS_MAX};
+use crate::arena::{Arena, Span};
 use crate::engine::{Engine, IoVector, Message, Tag};
 use crate::ring::shared::SharedMapping;
 use rustix::io::Errno;
@@ -315,7 +315,7 @@ impl Connection {
         None
     }
 
-    fn take_slot(&mut self, number: u16, request: Request, span: Option<super::arena::Span>) {
+    fn take_slot(&mut self, number: u16, request: Request, span: Option<Span>) {
         self.free.pop();
         self.slot(number).take(request, span);
         self.stream.start += REQUEST_BYTES;

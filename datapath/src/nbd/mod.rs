@@ -5,7 +5,6 @@
 //! [`server`] has the listener and the connections, on the worker's own engine and image.
 //! Everything that a client can cost is bounded by the constants here.
 
-mod arena;
 mod connection;
 pub mod export;
 mod flow;

@@ -1,9 +1,9 @@
 //! A request's place in a connection while it is in flight.
 
 use super::EXTENTS_MAX;
-use super::arena::Span;
 use super::export::Export;
 use super::transmission::{Command, Request};
+use crate::arena::Span;
 use crate::engine::IoVector;
 
 /// Zeroes that are written in one piece where the image cannot make them, bytes.

@@ -56,6 +56,12 @@ impl Segment {
     pub fn decode(bytes: [u8; SEGMENT_BYTES]) -> Self {
         Segment { gref: word(&bytes, 0), first: bytes[4], last: bytes[5] }
     }
+
+    /// Where it begins in its page and how long it is, in bytes. Only of a judged segment.
+    #[must_use]
+    pub fn in_page(self) -> (u16, u16) {
+        (u16::from(self.first) * 512, (u16::from(self.last - self.first) + 1) * 512)
+    }
 }
 
 /// A ring entry, decoded and not yet judged.

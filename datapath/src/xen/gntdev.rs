@@ -4,7 +4,7 @@
 //! references and answers an offset; mmap at that offset makes the hypercalls, for all pages or
 //! none; munmap undoes them; UNMAP forgets the record. Must not be followed by fork.
 
-use super::{Access, CopyOut, GRANTS_PER_MAP_MAX};
+use super::{Access, CopyOut, GRANTS_PER_MAP_MAX, Piece, Towards};
 use crate::ring::shared::{PAGE_BYTES, SharedMapping};
 use rustix::io::Errno;
 use rustix::ioctl::{Direction, Opcode, Setter, Updater, ioctl, opcode};
@@ -43,12 +43,11 @@ struct GrantCopy {
     segments: *mut CopySegment,
 }
 
-/// `gntdev_grant_copy_segment` with a grant as the source and an address as the destination.
+/// `gntdev_grant_copy_segment`; each end is an address, or a grant as [`Gntdev::granted`] puts it.
 #[repr(C)]
+#[derive(Debug)]
 struct CopySegment {
-    source_gref: u32,
-    source_offset: u16,
-    source_domid: u16,
+    source: u64,
     destination: u64,
     bytes: u16,
     flags: u16,
@@ -60,6 +59,7 @@ const MAP_GRANT_REF: Opcode = gntdev_opcode::<[u64; 3]>(0);
 const UNMAP_GRANT_REF: Opcode = gntdev_opcode::<UnmapGrantRef>(1);
 const GRANT_COPY: Opcode = gntdev_opcode::<GrantCopy>(8);
 const COPY_SOURCE_GREF: u16 = 1;
+const COPY_DESTINATION_GREF: u16 = 2;
 const _: () = assert!(size_of::<CopySegment>() == 24);
 
 /// The header's opcodes carry no direction, but a size.
@@ -72,13 +72,15 @@ const fn gntdev_opcode<T>(number: u8) -> Opcode {
 pub struct Gntdev {
     device: Arc<OwnedFd>,
     domid: u16,
+    /// The segments of a copy; kept for their memory.
+    segments: Vec<CopySegment>,
 }
 
 impl Gntdev {
     /// The grants of domain `domid`, by an open grant device.
     #[must_use]
     pub fn new(device: Arc<OwnedFd>, domid: u16) -> Self {
-        Gntdev { device, domid }
+        Gntdev { device, domid, segments: Vec::new() }
     }
 
     /// Maps `grefs` side by side.
@@ -111,6 +113,27 @@ impl Gntdev {
         Ok((memory, record))
     }
 
+    /// Copies all pieces in one call, each for itself.
+    pub fn copy(&mut self, memory: &SharedMapping, pieces: &mut [Piece], towards: Towards) {
+        let mut segments = std::mem::take(&mut self.segments);
+        segments.clear();
+        segments.extend(pieces.iter().map(|piece| {
+            let granted = self.granted(piece.gref, piece.page_offset);
+            let ours = memory.address(piece.offset, usize::from(piece.bytes)) as u64;
+            let (source, destination, flags) = match towards {
+                Towards::Guest => (ours, granted, COPY_DESTINATION_GREF),
+                Towards::Us => (granted, ours, COPY_SOURCE_GREF),
+            };
+            CopySegment { source, destination, bytes: piece.bytes, flags, status: 0 }
+        }));
+        // SAFETY: the addresses lie in `memory`, which no Rust reference points into.
+        let called = unsafe { self.call_copy(&mut segments) }.is_ok();
+        for (piece, segment) in pieces.iter_mut().zip(&segments) {
+            piece.copied = called && segment.status == 0;
+        }
+        self.segments = segments;
+    }
+
     /// Copies out of granted pages in one call.
     ///
     /// # Errors
@@ -122,22 +145,33 @@ impl Gntdev {
                 return Err(Errno::INVAL);
             }
             segments.push(CopySegment {
-                source_gref: copy.gref,
-                source_offset: 0,
-                source_domid: self.domid,
+                source: self.granted(copy.gref, 0),
                 destination: copy.to.as_mut_ptr() as u64,
                 bytes: u16::try_from(copy.to.len()).map_err(|_| Errno::INVAL)?,
                 flags: COPY_SOURCE_GREF,
                 status: 0,
             });
         }
+        // SAFETY: the destinations are borrowed mutably by `copies`.
+        unsafe { self.call_copy(&mut segments)? };
+        if segments.iter().all(|segment| segment.status == 0) { Ok(()) } else { Err(Errno::FAULT) }
+    }
+
+    /// A place in a granted page: reference, offset, domain, from the lowest bit on.
+    fn granted(&self, gref: u32, page_offset: u16) -> u64 {
+        u64::from(self.domid) << 48 | u64::from(page_offset) << 32 | u64::from(gref)
+    }
+
+    /// It succeeds even when segments fail (XSA-361's lesson): each has its own status.
+    ///
+    /// # Safety
+    /// The kernel may read and write at our ends of the segments.
+    unsafe fn call_copy(&self, segments: &mut [CopySegment]) -> rustix::io::Result<()> {
         let count = u32::try_from(segments.len()).map_err(|_| Errno::INVAL)?;
         let call = GrantCopy { count, segments: segments.as_mut_ptr() };
-        // SAFETY: opcode and structure are the header's; `segments` and the destinations, borrowed
-        // mutably by `copies`, outlive the call.
-        unsafe { ioctl(&*self.device, Setter::<GRANT_COPY, _>::new(call))? };
-        // The call succeeds even when segments fail (XSA-361's lesson): each has its own status.
-        if segments.iter().all(|segment| segment.status == 0) { Ok(()) } else { Err(Errno::FAULT) }
+        // SAFETY: opcode and structure are the header's; the segments outlive the call, what they
+        // point to is the caller's promise.
+        unsafe { ioctl(&*self.device, Setter::<GRANT_COPY, _>::new(call)) }
     }
 }
 

@@ -1,8 +1,10 @@
 //! The guest's pages and events: the kernel's grant and event channel devices, or the simulated
 //! host's files. Two small enums; whoever uses them need not know which host it is.
 
+pub mod cost;
 pub mod evtchn;
 pub mod gntdev;
+pub mod policy;
 pub mod sim;
 pub mod transfer;
 mod window;
@@ -40,6 +42,30 @@ pub struct CopyOut<'a> {
     pub gref: u32,
     /// Where to; at most a page long.
     pub to: &'a mut [u8],
+}
+
+/// Which way a copy goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Towards {
+    /// Into a granted page, which must allow it.
+    Guest,
+    /// Out of one.
+    Us,
+}
+
+/// A piece of a granted page, and its place in a memory of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece {
+    /// The page.
+    pub gref: u32,
+    /// Where it begins in the page.
+    pub page_offset: u16,
+    /// Its length; it ends within the page.
+    pub bytes: u16,
+    /// Where it stands in our memory.
+    pub offset: usize,
+    /// Whether it was copied.
+    pub copied: bool,
 }
 
 /// One domain's grants.
@@ -112,6 +138,17 @@ impl Grants {
                 let (memory, used) = sim.map(grefs, access)?;
                 Ok(GrantMapping { memory, held: Held::Sim(used) })
             }
+        }
+    }
+
+    /// Copies all pieces in one call, each for itself: it says whether it was `copied`.
+    ///
+    /// # Panics
+    /// When a piece leaves `memory`.
+    pub fn copy(&mut self, memory: &SharedMapping, pieces: &mut [Piece], towards: Towards) {
+        match self {
+            Grants::Xen(gntdev) => gntdev.copy(memory, pieces, towards),
+            Grants::Sim(sim) => sim.copy(memory, pieces, towards),
         }
     }
 

@@ -10,9 +10,9 @@
 //!
 //! The memory is a real file of tmpfs: direct I/O into "guest" pages is the kernel's own.
 
-use super::{Access, CopyOut};
+use super::{Access, CopyOut, Piece, Towards};
 use crate::ring::shared::{PAGE_BYTES, SharedMapping};
-use rustix::fs::{FlockOperation, Mode, OFlags, flock, openat};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstat, openat};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
@@ -48,6 +48,8 @@ pub fn event_name(domid: u16, port: u32, end: &str) -> String {
 #[derive(Debug)]
 pub struct SimGrants {
     memory: OwnedFd,
+    /// All of the guest's memory, for copies: a hypervisor needs no mapping for them.
+    whole: SharedMapping,
     table: Rc<SharedMapping>,
 }
 
@@ -61,7 +63,10 @@ impl SimGrants {
         let table = open(grants_name(domid))?;
         let bytes = GRANTS_MAX as usize * GRANT_BYTES;
         let table = Rc::new(SharedMapping::map(&table, 0, bytes, true)?);
-        Ok(SimGrants { memory: open(memory_name(domid))?, table })
+        let memory = open(memory_name(domid))?;
+        let bytes = usize::try_from(fstat(&memory)?.st_size).map_err(|_| Errno::INVAL)?;
+        let whole = SharedMapping::map(&memory, 0, bytes, true)?;
+        Ok(SimGrants { memory, whole, table })
     }
 
     fn frame(&self, gref: u32, access: Access) -> rustix::io::Result<u64> {
@@ -95,21 +100,48 @@ impl SimGrants {
         Ok((window, SimUse { table: Rc::clone(&self.table), grefs: grefs.into() }))
     }
 
+    /// Copies all pieces, each for itself.
+    pub fn copy(&mut self, memory: &SharedMapping, pieces: &mut [Piece], towards: Towards) {
+        for piece in pieces {
+            let (bytes, offset) = (usize::from(piece.bytes), usize::from(piece.page_offset));
+            let access = match towards {
+                Towards::Guest => Access::ReadWrite,
+                Towards::Us => Access::ReadOnly,
+            };
+            let place = self.place(piece.gref, access, offset, bytes);
+            piece.copied = place.is_ok();
+            match (place, towards) {
+                (Ok(at), Towards::Guest) => self.whole.copy_from(at, memory, piece.offset, bytes),
+                (Ok(at), Towards::Us) => memory.copy_from(piece.offset, &self.whole, at, bytes),
+                (Err(_), _) => {}
+            }
+        }
+    }
+
     /// Copies out of granted pages.
     ///
     /// # Errors
     /// When a reference is not in force or a range leaves its page.
     pub fn copy_out(&self, copies: &mut [CopyOut<'_>]) -> rustix::io::Result<()> {
         for copy in copies {
-            let frame = self.frame(copy.gref, Access::ReadOnly)?;
-            if copy.to.len() > PAGE_BYTES {
-                return Err(Errno::INVAL);
-            }
-            let offset = frame * PAGE_BYTES as u64;
-            let page = SharedMapping::map(&self.memory, offset, PAGE_BYTES, false)?;
-            page.copy_out(0, copy.to);
+            let place = self.place(copy.gref, Access::ReadOnly, 0, copy.to.len())?;
+            self.whole.copy_out(place, copy.to);
         }
         Ok(())
+    }
+
+    /// Where a piece of a granted page is in the guest's memory.
+    fn place(
+        &self,
+        gref: u32,
+        access: Access,
+        offset: usize,
+        bytes: usize,
+    ) -> rustix::io::Result<usize> {
+        let frame = usize::try_from(self.frame(gref, access)?).map_err(|_| Errno::INVAL)?;
+        let start = frame * PAGE_BYTES + offset;
+        let inside = offset + bytes <= PAGE_BYTES && start + bytes <= self.whole.bytes();
+        if inside { Ok(start) } else { Err(Errno::INVAL) }
     }
 }
 

@@ -1,4 +1,5 @@
-//! How a request's pages are reached: by a mapping that stands, or by one shared over a sweep.
+//! How a request's pages are reached: by a mapping that stands, by one shared over a sweep, or by a
+//! copy that a sweep makes. `policy.rs` chooses; here is what it chooses from.
 //!
 //! Persistent grants (both ends offered them): a page is mapped when first seen and stays until the
 //! disk disconnects; in the steady state there is no hypercall at all. Linux's frontend notices
@@ -10,14 +11,17 @@
 //! A mapping is only dropped when no request uses it: its users are counted here, and the device
 //! counts a request as a user until the kernel has answered all its I/O.
 
-use super::{Access, CopyOut, GRANTS_PER_MAP_MAX, GrantMapping, Grants};
+use super::cost::Cost;
+use super::policy::Costs;
+use super::{Access, CopyOut, GRANTS_PER_MAP_MAX, GrantMapping, Grants, Piece, Towards};
 use crate::ring::abi::Segment;
 use crate::ring::shared::{PAGE_BYTES, SharedMapping};
+use std::time::Instant;
+use zerotap_rpc_schema::worker::Counters;
 
 /// Pages that stay mapped for one disk: 16 MiB of guest memory. A frontend that uses more gets the
 /// rest mapped sweep by sweep.
 pub const PERSISTENT_PAGES_MAX: usize = 4096;
-const SECTOR_BYTES: usize = 512;
 
 /// References from this one on never stand: a guest's table has 32 768 by default (Xen's
 /// `gnttab_max_frames`), and a guest must not choose how much memory we keep.
@@ -84,6 +88,8 @@ pub enum Reach {
         /// The request's first page.
         first_page: u16,
     },
+    /// Not at all: its data is in a buffer of ours, copied from there or thereto.
+    Copied,
 }
 
 /// A mapping shared by the requests of a sweep.
@@ -91,6 +97,7 @@ pub enum Reach {
 struct Window {
     mapping: GrantMapping,
     users: u16,
+    map_ns: u64,
 }
 
 /// One disk's mappings.
@@ -104,8 +111,9 @@ pub struct Transfer {
     reversed: Vec<Option<GrantMapping>>,
     windows: Vec<Option<Window>>,
     scratch: Vec<u32>,
-    /// Map calls made.
-    pub map_calls: u64,
+    costs: Costs,
+    /// Only what calls were made, and what they took.
+    counters: Counters,
 }
 
 impl Transfer {
@@ -120,19 +128,26 @@ impl Transfer {
             reversed: Vec::new(),
             windows: Vec::new(),
             scratch: Vec::with_capacity(GRANTS_PER_MAP_MAX),
-            map_calls: 0,
+            costs: Costs { map: Cost::MAP, copy: Cost::COPY },
+            counters: Counters::default(),
         }
     }
 
-    /// Pages of standing mappings.
+    /// What calls cost here.
     #[must_use]
-    pub fn persistent_pages(&self) -> usize {
-        self.standing.pages
+    pub fn costs(&self) -> &Costs {
+        &self.costs
+    }
+
+    /// Adds what it counted and holds.
+    pub fn count(&self, into: &mut Counters) {
+        into.merge(&self.counters);
+        into.mapped_pages = u32::try_from(self.mapped_pages()).unwrap_or(u32::MAX);
+        into.persistent_pages = u32::try_from(self.standing.pages).unwrap_or(u32::MAX);
     }
 
     /// Pages mapped now.
-    #[must_use]
-    pub fn mapped_pages(&self) -> usize {
+    fn mapped_pages(&self) -> usize {
         let windows = self.windows.iter().flatten();
         self.standing.pages
             + windows.map(|window| window.mapping.memory().bytes() / PAGE_BYTES).sum::<usize>()
@@ -175,7 +190,7 @@ impl Transfer {
             return;
         }
         let mut missing = std::mem::take(&mut self.scratch);
-        self.map_calls += 1;
+        self.counters.map_calls += 1;
         if let Ok(mapping) = self.grants.map(&missing, Access::ReadWrite) {
             self.standing_mappings.push(mapping);
             missing.reverse();
@@ -184,7 +199,7 @@ impl Transfer {
                 .push(more.then(|| self.grants.map(&missing, Access::ReadWrite).ok()).flatten());
         } else {
             for gref in &missing {
-                self.map_calls += 1;
+                self.counters.map_calls += 1;
                 if let Ok(mapping) = self.grants.map(&[*gref], Access::ReadWrite) {
                     let number = self.standing_mappings.len();
                     let mapping_number = u16::try_from(number).expect("at most one a page");
@@ -212,9 +227,10 @@ impl Transfer {
     /// # Errors
     /// When a page cannot be mapped; then none is.
     pub fn open_window(&mut self, grefs: &[u32], access: Access) -> rustix::io::Result<u16> {
-        self.map_calls += 1;
+        self.counters.map_calls += 1;
+        let start = Instant::now();
         let mapping = self.grants.map(grefs, access)?;
-        let window = Some(Window { mapping, users: 0 });
+        let window = Some(Window { mapping, users: 0, map_ns: ns_since(start) });
         let number = self.windows.iter().position(Option::is_none).unwrap_or(self.windows.len());
         if number == self.windows.len() {
             self.windows.push(window);
@@ -231,13 +247,31 @@ impl Transfer {
 
     /// Counts one user less; unmaps the window when it was the last. True if so.
     pub fn leave_window(&mut self, window: u16) -> bool {
-        let users = &mut self.window(window).users;
-        *users -= 1;
-        let last = *users == 0;
-        if last {
-            self.windows[usize::from(window)] = None;
+        let left = self.window(window);
+        left.users -= 1;
+        if left.users > 0 {
+            return false;
         }
-        last
+        let (start, mut ns, bytes) = (Instant::now(), left.map_ns, left.mapping.memory().bytes());
+        self.windows[usize::from(window)] = None;
+        ns += ns_since(start);
+        let pages = u32::try_from(bytes / PAGE_BYTES).expect("at most 512");
+        self.costs.map.learn(pages, ns);
+        self.counters.map_ns += ns;
+        self.counters.map_call_pages += u64::from(pages);
+        true
+    }
+
+    /// Has the hypervisor copy all pieces between the guest's pages and `memory`, in one call.
+    pub fn copy(&mut self, memory: &SharedMapping, pieces: &mut [Piece], towards: Towards) {
+        let start = Instant::now();
+        self.grants.copy(memory, pieces, towards);
+        let ns = ns_since(start);
+        let count = u32::try_from(pieces.len()).expect("at most a ring full of segments");
+        self.costs.copy.learn(count, ns);
+        self.counters.grant_copy_calls += 1;
+        self.counters.grant_copy_ns += ns;
+        self.counters.grant_copy_pieces += u64::from(count);
     }
 
     fn window(&mut self, window: u16) -> &mut Window {
@@ -266,6 +300,7 @@ impl Transfer {
                 let window = window.expect("a window lives while it has users");
                 (window.mapping.memory(), usize::from(first_page) + n)
             }
+            Reach::Copied => unreachable!("a copied request has a buffer"),
         };
         let (offset, bytes) = within(page, segment);
         (memory, offset, bytes)
@@ -324,8 +359,12 @@ impl Transfer {
     }
 }
 
+fn ns_since(start: Instant) -> u64 {
+    u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// Where a segment lies in a mapping when its page is number `page`: offset and length in bytes.
 fn within(page: usize, segment: Segment) -> (usize, usize) {
-    let offset = page * PAGE_BYTES + usize::from(segment.first) * SECTOR_BYTES;
-    (offset, (usize::from(segment.last - segment.first) + 1) * SECTOR_BYTES)
+    let (offset, bytes) = segment.in_page();
+    (page * PAGE_BYTES + usize::from(offset), usize::from(bytes))
 }

@@ -10,13 +10,37 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{Ordering, fence};
 use zerotap_datapath::ring::abi::{Abi, OP_INDIRECT, entry_bytes, ring_entries};
 use zerotap_datapath::ring::shared::{PAGE_BYTES, SharedMapping};
-use zerotap_datapath::xen::sim::{GRANT_BYTES, GRANT_VALID, GRANTS_MAX};
-use zerotap_rpc_schema::worker::{Answer, Ask, Counters, QueueParameters, RingParameters, VbdId};
+use zerotap_datapath::xen::sim::{GRANT_BYTES, GRANT_READ_ONLY, GRANT_VALID, GRANTS_MAX};
+use zerotap_rpc_schema::worker::{
+    Answer, Ask, Counters, QueueParameters, RingParameters, TransferRule, VbdId,
+};
 
 /// Pages of a guest; page n is granted as reference n. The ring's come first.
 const GUEST_PAGES: usize = 2048;
 const DEVID: u32 = 51712;
 const PORT: u32 = 5;
+
+/// A page, and its first and last sector.
+pub type Piece = (u32, u8, u8);
+
+/// How a frontend is connected.
+#[derive(Clone, Copy)]
+pub struct Terms {
+    pub abi: Abi,
+    pub persistent: bool,
+    pub ring_pages: u32,
+    pub read_only: bool,
+    pub transfer: TransferRule,
+}
+
+/// One page, writable, grants not kept.
+pub const TERMS: Terms = Terms {
+    abi: Abi::X86_64,
+    persistent: false,
+    ring_pages: 1,
+    read_only: false,
+    transfer: TransferRule::Auto,
+};
 
 pub struct Front {
     domid: u16,
@@ -33,25 +57,15 @@ pub struct Front {
 
 impl Front {
     pub fn connect(rig: &Rig, abi: Abi, persistent: bool, ring_pages: u32) -> Self {
-        Self::connect_as(rig, 1, abi, persistent, ring_pages, false)
+        Self::connect_as(rig, 1, Terms { abi, persistent, ring_pages, ..TERMS })
     }
 
     pub fn connect_second(rig: &Rig) -> Self {
-        Self::connect_as(rig, 2, Abi::X86_64, false, 1, false)
+        Self::connect_as(rig, 2, TERMS)
     }
 
-    pub fn connect_read_only(rig: &Rig) -> Self {
-        Self::connect_as(rig, 1, Abi::X86_64, true, 1, true)
-    }
-
-    fn connect_as(
-        rig: &Rig,
-        domid: u16,
-        abi: Abi,
-        persistent: bool,
-        ring_pages: u32,
-        read_only: bool,
-    ) -> Self {
+    pub fn connect_as(rig: &Rig, domid: u16, terms: Terms) -> Self {
+        let Terms { abi, persistent, ring_pages, read_only, transfer } = terms;
         let memory = rig.shared_file(&format!("mem.{domid}"), GUEST_PAGES * PAGE_BYTES);
         let grants = rig.shared_file(&format!("grants.{domid}"), GRANTS_MAX as usize * GRANT_BYTES);
         for page in 0..GUEST_PAGES {
@@ -70,7 +84,10 @@ impl Front {
         };
         let vbd = VbdId { domid, devid: DEVID };
         let evtchn = open(rig.directory(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-        let answer = control.ask(Ask::Connect { vbd, read_only, ring }, Some(&evtchn.unwrap()));
+        let answer = control.ask(
+            Ask::Connect { vbd, read_only, ring, transfer: Some(transfer) },
+            Some(&evtchn.unwrap()),
+        );
         assert_eq!(answer, Answer::Done);
         let entries = ring_entries(abi, ring_pages as usize);
         Front {
@@ -113,18 +130,28 @@ impl Front {
         self.answers(1)[0]
     }
 
-    /// One indirect request, its segments in page 99.
+    /// One indirect request.
     pub fn indirect(&mut self, operation: u8, sector: u64, segments: &[(u32, u8, u8)]) -> i16 {
-        for (n, segment) in segments.iter().take(512).enumerate() {
-            self.memory.copy_in(99 * PAGE_BYTES + n * 8, &encode(*segment));
+        self.indirect_together(operation, &[(sector, segments.to_vec())])[0]
+    }
+
+    /// Indirect requests produced at once, their segments in page 99 and below; answers their
+    /// statuses in order.
+    pub fn indirect_together(&mut self, operation: u8, requests: &[(u64, Vec<Piece>)]) -> Vec<i16> {
+        for (n, (sector, segments)) in requests.iter().enumerate() {
+            let page = 99 - n;
+            for (n, segment) in segments.iter().take(512).enumerate() {
+                self.memory.copy_in(page * PAGE_BYTES + n * 8, &encode(*segment));
+            }
+            let (mut entry, base) = (self.entry(OP_INDIRECT, *sector), self.base());
+            entry[1] = operation;
+            entry[2..4].copy_from_slice(&(segments.len() as u16).to_le_bytes());
+            entry[base..base + 8].copy_from_slice(&(n as u64).to_le_bytes());
+            entry[base + 20..base + 24].copy_from_slice(&(page as u32).to_le_bytes());
+            self.write(&entry);
         }
-        let mut entry = self.entry(OP_INDIRECT, sector);
-        entry[1] = operation;
-        entry[2..4].copy_from_slice(&(segments.len() as u16).to_le_bytes());
-        let grefs = self.base() + 20;
-        entry[grefs..grefs + 4].copy_from_slice(&99u32.to_le_bytes());
-        self.produce(&entry);
-        self.answers(1)[0]
+        self.publish();
+        self.answers(requests.len())
     }
 
     /// Requests of one segment each, produced at once; answers their statuses in order.
@@ -166,6 +193,11 @@ impl Front {
     pub fn disconnect(&mut self) {
         let vbd = self.vbd();
         assert_eq!(self.control.ask(Ask::Disconnect { vbd }, None), Answer::Done);
+    }
+
+    /// Grants a page for reading only.
+    pub fn forbid_writing(&self, page: u32) {
+        self.grants.store(page as usize * GRANT_BYTES, GRANT_VALID | GRANT_READ_ONLY);
     }
 
     pub fn grants_in_use(&self) -> u32 {

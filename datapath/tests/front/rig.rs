@@ -15,7 +15,7 @@ use zerotap_datapath::image::Image;
 use zerotap_datapath::ring::shared::SharedMapping;
 use zerotap_datapath::worker::{Given, Worker};
 use zerotap_datapath::xen::Host;
-use zerotap_rpc_schema::worker::{Answer, Ask, PROTOCOL, Reply, Request};
+use zerotap_rpc_schema::worker::{Answer, Ask, PROTOCOL, Reply, Request, TransferRule};
 
 const DEADLINE: Timespec = Timespec { tv_sec: 20, tv_nsec: 0 };
 
@@ -27,14 +27,19 @@ pub struct Rig {
 impl Rig {
     /// A worker that serves an image of `pages` times 4096 zero bytes.
     pub fn new(pages: usize) -> Self {
-        Self::start(pages, None)
+        Self::start(pages, None, false)
+    }
+
+    /// The same, reached over a network.
+    pub fn networked(pages: usize) -> Self {
+        Self::start(pages, None, true)
     }
 
     pub fn with_memory_align(pages: usize, bytes: u32) -> Self {
-        Self::start(pages, Some(bytes))
+        Self::start(pages, Some(bytes), false)
     }
 
-    fn start(pages: usize, memory_align: Option<u32>) -> Self {
+    fn start(pages: usize, memory_align: Option<u32>, network: bool) -> Self {
         // Beside the build, where the file system knows direct I/O.
         let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let path = directory.path();
@@ -52,8 +57,8 @@ impl Rig {
             if let Some(bytes) = memory_align {
                 image = image.assume_memory_align(bytes);
             }
-            let given =
-                Given { host: Host::Sim, read_only: false, image, listener, gntdev, nbd: None };
+            let (host, read_only, nbd, transfer) = (Host::Sim, false, None, TransferRule::Auto);
+            let given = Given { host, read_only, network, transfer, image, listener, gntdev, nbd };
             Worker::new(given).unwrap().run().unwrap();
         });
         Rig { directory, worker: Some(worker) }

@@ -225,7 +225,7 @@ impl WorkerHandle {
         let open = |_| self.0.host.open_events();
         let events = ring.queues.iter().map(open).collect::<Result<_, _>>();
         let events = events.map_err(WorkerError::Io)?;
-        let ask = Ask::Connect { vbd, read_only, ring };
+        let ask = Ask::Connect { vbd, read_only, ring, transfer: None };
         self.0.client.done("connect", ask, events, CONNECT_DEADLINE).await
     }
 

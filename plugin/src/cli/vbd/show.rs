@@ -113,6 +113,16 @@ fn figures(counters: &Counters) -> Vec<(&'static str, String)> {
         ("In flight", format!("{} requests", counters.in_flight)),
         ("Bytes mapped", size::human(counters.mapped_bytes)),
         ("Bytes copied", size::human(counters.copied_bytes)),
+        ("Bytes grant-copied", size::human(counters.grant_copied_bytes)),
+        (
+            "Ways to pages",
+            format!(
+                "{} requests standing, {} mapped, {} grant-copied",
+                counters.standing_requests,
+                counters.mapped_requests,
+                counters.grant_copied_requests
+            ),
+        ),
         (
             "Pages mapped",
             format!(
@@ -120,11 +130,22 @@ fn figures(counters: &Counters) -> Vec<(&'static str, String)> {
                 counters.mapped_pages, counters.persistent_pages, counters.map_calls
             ),
         ),
+        ("Mapping took", mean(counters.map_ns, counters.map_call_pages, "page")),
+        ("Copying took", mean(counters.grant_copy_ns, counters.grant_copy_pieces, "piece")),
         ("Events", format!("{} received, {} sent", counters.events, counters.notifications)),
         ("Sweeps", counters.sweeps.to_string()),
         ("Refused", format!("{} requests", counters.refused)),
         ("I/O errors", format!("{} requests", counters.io_errors)),
     ]
+}
+
+/// What a way costs here, which is what the choice goes by.
+#[expect(clippy::cast_precision_loss, reason = "shown with one digit")]
+fn mean(ns: u64, count: u64, what: &str) -> String {
+    if count == 0 {
+        return String::new();
+    }
+    format!("{:.1} us a {what}, of {count}", ns as f64 / 1000.0 / count as f64)
 }
 
 /// One kind of request: how many, how many bytes, how fast answered.
@@ -220,6 +241,11 @@ mod tests {
                 read_bytes: 3000 << 12,
                 mapped_bytes: 3000 << 12,
                 in_flight: 32,
+                grant_copied_bytes: 8192,
+                standing_requests: 2998,
+                grant_copied_requests: 2,
+                grant_copy_ns: 10_000,
+                grant_copy_pieces: 4,
                 ..Counters::default()
             },
             read_latency,
@@ -251,14 +277,18 @@ mod tests {
     fn what_an_operator_asks_first_is_there() {
         let text = render(&stat(), None, None, now());
         for line in [
-            "VBD            xvda of domain 5, RW, zerotap\n",
-            "State          connected since 2026-01-01T00:00:00Z (10s ago)\n",
-            "Held by        vbd/5/xvda\n",
-            "Image          256 MiB, sectors of 512 B (physical 4096 B)\n",
-            "Ring           2 pages, event channel 7, x86_64-abi, persistent grants\n",
-            "In flight      32 requests\n",
-            "Bytes mapped   11.7 MiB\n",
-            "Bytes copied   0 B\n",
+            "VBD                 xvda of domain 5, RW, zerotap\n",
+            "State               connected since 2026-01-01T00:00:00Z (10s ago)\n",
+            "Held by             vbd/5/xvda\n",
+            "Image               256 MiB, sectors of 512 B (physical 4096 B)\n",
+            "Ring                2 pages, event channel 7, x86_64-abi, persistent grants\n",
+            "In flight           32 requests\n",
+            "Bytes mapped        11.7 MiB\n",
+            "Bytes copied        0 B\n",
+            "Bytes grant-copied  8 KiB\n",
+            "Ways to pages       2998 requests standing, 0 mapped, 2 grant-copied\n",
+            "Mapping took\n",
+            "Copying took        2.5 us a piece, of 4\n",
         ] {
             assert!(text.contains(line), "{line}{text}");
         }

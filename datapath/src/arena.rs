@@ -1,4 +1,4 @@
-//! Which pages of a connection's memory are free: first fit, neighbours joined. Numbers only.
+//! Which pages of a memory are free: first fit, neighbours joined. Numbers only.
 
 use std::collections::BTreeMap;
 
@@ -7,27 +7,27 @@ const GRAIN_BYTES: usize = 4096;
 
 /// A piece of the memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Span {
+pub(crate) struct Span {
     /// Where it begins, bytes from the arena's start.
-    pub(super) start: usize,
+    pub(crate) start: usize,
     /// Its length.
-    pub(super) bytes: usize,
+    pub(crate) bytes: usize,
 }
 
 /// The free pieces by their start.
 #[derive(Debug)]
-pub(super) struct Arena {
+pub(crate) struct Arena {
     free: BTreeMap<usize, usize>,
 }
 
 impl Arena {
     /// All of it free, from `start` on.
-    pub(super) fn new(start: usize, bytes: usize) -> Arena {
+    pub(crate) fn new(start: usize, bytes: usize) -> Arena {
         Arena { free: BTreeMap::from([(start, bytes)]) }
     }
 
     /// A piece of at least `bytes`, or none while others have it.
-    pub(super) fn take(&mut self, bytes: usize) -> Option<Span> {
+    pub(crate) fn take(&mut self, bytes: usize) -> Option<Span> {
         let bytes = bytes.next_multiple_of(GRAIN_BYTES);
         let (&start, &found) = self.free.iter().find(|(_, found)| **found >= bytes)?;
         self.free.remove(&start);
@@ -38,7 +38,7 @@ impl Arena {
     }
 
     /// Gives a piece back.
-    pub(super) fn give(&mut self, span: Span) {
+    pub(crate) fn give(&mut self, span: Span) {
         let Span { mut start, mut bytes } = span;
         if let Some(behind) = self.free.remove(&(start + bytes)) {
             bytes += behind;

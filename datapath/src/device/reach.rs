@@ -1,0 +1,172 @@
+//! How the requests of a sweep get at their pages: the policy chooses for each, then all is mapped
+//! and copied in few calls, because most of a call's cost is fixed.
+
+use super::Device;
+use crate::ring::abi::STATUS_ERROR;
+use crate::ring::request::Transfer as Direction;
+use crate::xen::policy::{Facts, Way, choose};
+use crate::xen::transfer::Reach;
+use crate::xen::{Access, GRANTS_PER_MAP_MAX, Towards};
+
+/// Every so many sweeps the dearer way is taken, to know what it costs by now. Powers of two are
+/// too: at first all that is known is what it cost elsewhere.
+const PROBE_SWEEPS: u64 = 1024;
+
+impl Device {
+    /// Reaches the pages of the batch. Requests whose pages the guest does not grant end with an
+    /// error; those that find no room for a copy leave the batch and wait.
+    pub(super) fn reach_pages(&mut self) {
+        self.transfer.finish_standing();
+        let loose_pages = self.loose_pages();
+        let mut probe = false;
+        if loose_pages > 0 {
+            self.loose_sweeps += 1;
+            let sweeps = self.loose_sweeps;
+            probe = sweeps.is_multiple_of(PROBE_SWEEPS) || sweeps.is_power_of_two();
+        }
+        let mut batch = std::mem::take(&mut self.batch);
+        batch.retain(|&number| self.choose_way(number, loose_pages, probe));
+        self.batch = batch;
+        for access in [Access::ReadOnly, Access::ReadWrite] {
+            self.open_windows(access);
+        }
+        let mut copied = std::mem::take(&mut self.copied);
+        self.copy_pages(&copied, Towards::Us);
+        copied.clear();
+        self.copied = copied;
+    }
+
+    /// Pages of the batch that do not stand.
+    fn loose_pages(&self) -> u32 {
+        let slots = self.batch.iter().map(|&number| &self.slots[usize::from(number)]);
+        let loose = slots.filter(|slot| !self.transfer.stands(&slot.segments));
+        let pages = loose.map(|slot| slot.segments.len()).sum::<usize>();
+        u32::try_from(pages).expect("at most a ring full of segments")
+    }
+
+    /// Decides how a request's pages are reached; false when it has to wait for room.
+    fn choose_way(&mut self, number: u16, sweep_pages: u32, probe: bool) -> bool {
+        let slot = &mut self.slots[usize::from(number)];
+        if slot.plan.transfer == Direction::None {
+            return true;
+        }
+        let direct = slot.direct(self.memory_align_bytes);
+        let facts = Facts {
+            rule: self.rule,
+            stands: self.transfer.stands(&slot.segments),
+            direct,
+            network: self.network,
+            sweep_pages,
+            probe,
+        };
+        let way = choose(&facts, self.transfer.costs());
+        if way == Way::Copy || !direct {
+            slot.buffer = self.buffers.take(slot.bytes as usize);
+            if slot.buffer.is_none() {
+                self.waiting.push(number);
+                return false;
+            }
+        }
+        let counters = &mut self.statistics.counters;
+        match (way, slot.plan.transfer) {
+            (Way::Standing, _) => {
+                counters.standing_requests += 1;
+                slot.reach = Reach::Standing;
+            }
+            (Way::Map, transfer) => {
+                counters.mapped_requests += 1;
+                self.members[usize::from(transfer == Direction::Read)].push(number);
+            }
+            (Way::Copy, transfer) => {
+                counters.grant_copied_requests += 1;
+                counters.grant_copied_bytes += u64::from(slot.bytes);
+                slot.reach = Reach::Copied;
+                if transfer == Direction::Write {
+                    self.copied.push(number);
+                }
+            }
+        }
+        true
+    }
+
+    /// Maps the pages of all requests that need this access. A guest's write needs only to be read.
+    fn open_windows(&mut self, access: Access) {
+        let which = usize::from(access == Access::ReadWrite);
+        let mut members = std::mem::take(&mut self.members[which]);
+        let mut rest = members.as_slice();
+        while !rest.is_empty() {
+            let mut pages = 0;
+            let fit = rest.iter().take_while(|&&number| {
+                pages += self.slots[usize::from(number)].segments.len();
+                pages <= GRANTS_PER_MAP_MAX
+            });
+            let (together, others) = rest.split_at(fit.count());
+            self.open_window(together, access);
+            rest = others;
+        }
+        members.clear();
+        self.members[which] = members;
+    }
+
+    /// Maps the pages of several requests as one window. When that fails, each alone: one bad
+    /// reference spoils no other request.
+    fn open_window(&mut self, members: &[u16], access: Access) {
+        self.grefs.clear();
+        for &member in members {
+            let segments = &self.slots[usize::from(member)].segments;
+            self.grefs.extend(segments.iter().map(|segment| segment.gref));
+        }
+        let mut first_page = 0u16;
+        if let Ok(window) = self.transfer.open_window(&self.grefs, access) {
+            for &member in members {
+                let slot = &mut self.slots[usize::from(member)];
+                slot.reach = Reach::Window { window, first_page };
+                first_page += u16::try_from(slot.segments.len()).expect("at most 256 segments");
+                self.transfer.use_window(window);
+            }
+        } else if members.len() > 1 {
+            members.iter().for_each(|&member| self.open_window(&[member], access));
+        } else {
+            // Its answer goes with the others; see `start_batch`.
+            self.slots[usize::from(members[0])].status = STATUS_ERROR;
+        }
+    }
+
+    /// Has the hypervisor copy the data of these requests in one call. Those of which it does not
+    /// copy every piece have their status set to an error.
+    fn copy_pages(&mut self, members: &[u16], towards: Towards) {
+        if members.is_empty() {
+            return;
+        }
+        let mut pieces = std::mem::take(&mut self.buffers.pieces);
+        pieces.clear();
+        for &member in members {
+            self.slots[usize::from(member)].add_pieces(&mut pieces);
+        }
+        self.transfer.copy(self.buffers.memory(), &mut pieces, towards);
+        let mut rest = pieces.as_slice();
+        for &member in members {
+            let slot = &mut self.slots[usize::from(member)];
+            let (own, others) = rest.split_at(slot.segments.len());
+            rest = others;
+            if !own.iter().all(|piece| piece.copied) {
+                slot.status = STATUS_ERROR;
+            }
+        }
+        self.buffers.pieces = pieces;
+    }
+
+    /// Has what was read for copied requests copied to the guest, in one call for all that have
+    /// completed by now, and answers them.
+    pub(super) fn return_copied(&mut self) {
+        let mut returning = std::mem::take(&mut self.returning);
+        self.copy_pages(&returning, Towards::Guest);
+        for number in returning.drain(..) {
+            if self.slots[usize::from(number)].status == STATUS_ERROR {
+                self.count_ungranted();
+            }
+            self.answer(number);
+        }
+        self.returning = returning;
+    }
+}
