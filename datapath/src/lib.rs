@@ -16,6 +16,7 @@ pub mod inherit;
 pub mod nbd;
 pub mod queue;
 pub mod ring;
+pub mod sandbox;
 pub mod vbd;
 pub mod worker;
 pub mod xen;

@@ -4,24 +4,26 @@
 //! Not for people: everything it may use is inherited, nothing is opened by name.
 
 use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::ExitCode;
 use zerotap_datapath::engine::WANTED_KERNEL;
 use zerotap_datapath::image::Image;
 use zerotap_datapath::inherit::inherited;
+use zerotap_datapath::sandbox::confine;
 use zerotap_datapath::worker::{Given, Worker};
 use zerotap_datapath::xen::Host;
 use zerotap_rpc_schema::worker::TransferRule;
 
 const USAGE: &str = "zerotap-datapath is started by zerotap, with descriptors it inherits:
-  zerotap-datapath --id ID --host xen|sim [--read-only] [--network] [--transfer auto|map|copy] \
-  --listener-fd N --image-fd N --gntdev-fd N [--nbd-fd N --nbd-name NAME]";
+  zerotap-datapath --id ID --host xen|sim [--user UID] [--read-only] [--network] \
+  [--transfer auto|map|copy] --listener-fd N --image-fd N --gntdev-fd N [--nbd-fd N --nbd-name NAME]";
 
 /// The command line, as the daemon writes it.
 #[derive(Default)]
 struct Arguments {
     id: Option<String>,
     host: Option<Host>,
+    user: Option<u32>,
     read_only: bool,
     network: bool,
     transfer: Option<TransferRule>,
@@ -55,21 +57,28 @@ fn main() -> ExitCode {
 
 fn serve(arguments: Arguments) -> Result<(), String> {
     let missing = |name: &str| format!("{name} is missing\n{USAGE}");
+    let host = arguments.host.ok_or_else(|| missing("--host"))?;
+    let gntdev = arguments.gntdev.ok_or_else(|| missing("--gntdev-fd"))?;
+    // From here on nothing but what was given: what follows reads what others wrote.
+    let confined =
+        confine(host, arguments.user, gntdev.as_fd()).map_err(|error| error.to_string())?;
     let given = Given {
-        host: arguments.host.ok_or_else(|| missing("--host"))?,
+        host,
         read_only: arguments.read_only,
         network: arguments.network,
         transfer: arguments.transfer.unwrap_or(TransferRule::Map),
         image: Image::new(arguments.image.ok_or_else(|| missing("--image-fd"))?)
             .map_err(|error| error.to_string())?,
         listener: arguments.listener.ok_or_else(|| missing("--listener-fd"))?,
-        gntdev: arguments.gntdev.ok_or_else(|| missing("--gntdev-fd"))?,
+        gntdev,
         nbd: arguments.nbd.map(|listener| (listener, arguments.nbd_name)),
     };
     let image = given.image.info();
     let worker =
         Worker::new(given).map_err(|error| format!("{error}: zerotap needs {WANTED_KERNEL}"))?;
-    tracing::info!(sectors = image.sectors, sector_bytes = image.sector_bytes, "ready");
+    let (own_user, landlock) = (confined.own_user, confined.landlock);
+    let (sectors, sector_bytes) = (image.sectors, image.sector_bytes);
+    tracing::info!(sectors, sector_bytes, own_user, landlock, "ready");
     worker.run().map_err(|error| format!("the worker stopped: {error}"))?;
     tracing::info!("shut down");
     Ok(())
@@ -90,6 +99,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
         let value = words.next().ok_or_else(|| format!("{word} needs a value"))?;
         match word.as_str() {
             "--id" => arguments.id = Some(value),
+            "--user" => arguments.user = Some(parse_user(&value)?),
             "--host" => arguments.host = Some(parse_host(&value)?),
             "--transfer" => arguments.transfer = Some(parse_transfer(&value)?),
             "--listener-fd" => arguments.listener = Some(descriptor(&word, &value)?),
@@ -117,6 +127,13 @@ fn parse_transfer(value: &str) -> Result<TransferRule, String> {
         "map" => Ok(TransferRule::Map),
         "copy" => Ok(TransferRule::Copy),
         _ => Err(format!("--transfer is auto, map or copy, not {value}")),
+    }
+}
+
+fn parse_user(value: &str) -> Result<u32, String> {
+    match value.parse() {
+        Ok(user @ 1..) => Ok(user),
+        _ => Err(format!("--user takes a user's number above 0, not {value}")),
     }
 }
 

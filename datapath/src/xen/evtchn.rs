@@ -24,8 +24,9 @@ struct Port {
     port: u32,
 }
 
-const BIND_INTERDOMAIN: Opcode = evtchn_opcode::<BindInterdomain>(1);
-const NOTIFY: Opcode = evtchn_opcode::<Port>(4);
+pub(crate) const BIND_INTERDOMAIN: Opcode = evtchn_opcode::<BindInterdomain>(1);
+pub(crate) const NOTIFY: Opcode = evtchn_opcode::<Port>(4);
+pub(crate) const RESTRICT_DOMID: Opcode = evtchn_opcode::<u16>(6);
 
 /// The header's opcodes carry no direction, but a size.
 const fn evtchn_opcode<T>(number: u8) -> Opcode {
@@ -62,11 +63,19 @@ pub struct Evtchn {
 }
 
 impl Evtchn {
-    /// Binds `remote_port` of domain `domid`.
+    /// Binds `remote_port` of domain `domid`; the device is good for no other domain's from then
+    /// on.
     ///
     /// # Errors
     /// EINVAL when the port is not free to bind: another back end has it, or it is not for us.
     pub fn bind(device: OwnedFd, domid: u16, remote_port: u32) -> rustix::io::Result<Self> {
+        // SAFETY: opcode and structure, a domain's number, are the header's; the kernel only reads.
+        let restricted = unsafe { ioctl(&device, Setter::<RESTRICT_DOMID, _>::new(domid)) };
+        match restricted {
+            // An older kernel does not know it (drivers/xen/evtchn.c, `evtchn_ioctl`).
+            Ok(()) | Err(Errno::NOSYS) => {}
+            Err(errno) => return Err(errno),
+        }
         let call = BindInterdomain { remote_domain: u32::from(domid), remote_port };
         // SAFETY: see the implementation of `Ioctl`.
         let local_port = unsafe { ioctl(&device, call)? };
@@ -105,5 +114,6 @@ mod tests {
         // As a C compiler computes them from linux/uapi/xen/evtchn.h on x86_64.
         assert_eq!(BIND_INTERDOMAIN, 0x0008_4501);
         assert_eq!(NOTIFY, 0x0004_4504);
+        assert_eq!(RESTRICT_DOMID, 0x0002_4506);
     }
 }

@@ -55,9 +55,9 @@ struct CopySegment {
 }
 
 // The header declares the map structure with one reference: its opcode has that size.
-const MAP_GRANT_REF: Opcode = gntdev_opcode::<[u64; 3]>(0);
-const UNMAP_GRANT_REF: Opcode = gntdev_opcode::<UnmapGrantRef>(1);
-const GRANT_COPY: Opcode = gntdev_opcode::<GrantCopy>(8);
+pub(crate) const MAP_GRANT_REF: Opcode = gntdev_opcode::<[u64; 3]>(0);
+pub(crate) const UNMAP_GRANT_REF: Opcode = gntdev_opcode::<UnmapGrantRef>(1);
+pub(crate) const GRANT_COPY: Opcode = gntdev_opcode::<GrantCopy>(8);
 const COPY_SOURCE_GREF: u16 = 1;
 const COPY_DESTINATION_GREF: u16 = 2;
 const _: () = assert!(size_of::<CopySegment>() == 24);

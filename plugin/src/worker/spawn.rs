@@ -24,6 +24,9 @@ const LISTENER_FD: i32 = 3;
 const IMAGE_FD: i32 = 4;
 const GRANTS_FD: i32 = 5;
 const NBD_FD: i32 = 6;
+/// The first of 65 536 numbers for workers' users, beyond those that distributions, directories and
+/// containers hand out (systemd's UIDS-GIDS lists them).
+const WORKER_USERS_FIRST: u32 = 0x7a70_0000;
 
 /// What all workers of this daemon have in common.
 #[derive(Debug, Clone)]
@@ -50,6 +53,15 @@ impl Launcher {
     #[must_use]
     pub fn socket(&self, id: &str) -> PathBuf {
         self.dir.join(format!("{id}.sock"))
+    }
+
+    /// Who a worker becomes: a user of its own, so that it cannot touch another's. Only root can
+    /// arrange that, and the simulated host's files are their maker's.
+    fn worker_user(&self, id: &str) -> Option<u32> {
+        let from = (self.host == Host::Xen && rustix::process::geteuid().is_root())
+            .then_some(WORKER_USERS_FIRST)?;
+        // Ids are random hexadecimal digits.
+        Some(from + u32::from_str_radix(id.get(..4)?, 16).ok()?)
     }
 
     /// The NBD socket of a VDI: always the same, whether a worker listens on it or not, and short
@@ -143,6 +155,9 @@ impl Launcher {
         }
         if read_only {
             command.arg("--read-only");
+        }
+        if let Some(user) = self.worker_user(id) {
+            command.args(["--user", &user.to_string()]);
         }
         let log = io::stderr().as_fd().try_clone_to_owned()?;
         command

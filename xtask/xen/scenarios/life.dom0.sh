@@ -13,10 +13,24 @@ part_data() {
   disk_unplug $id xvda
 }
 
+# workers_confined: none has anything of root's.
+workers_confined() {
+  local pid
+  [ "$BACKEND" = zerotap ] || return 0
+  step "workers are confined"
+  for pid in $(pidof zerotap-datapath); do
+    grep -E '^(Uid|CapEff|CapBnd|NoNewPrivs|Seccomp):' /proc/$pid/status
+    grep -q '^Uid:.205[0-9]*' /proc/$pid/status && grep -q '^CapEff:.0*$' /proc/$pid/status &&
+      grep -q '^CapBnd:.0*$' /proc/$pid/status && grep -q '^NoNewPrivs:.1' /proc/$pid/status &&
+      grep -q '^Seccomp:.2' /proc/$pid/status || { echo "dom0: worker $pid is not confined"; return 1; }
+  done
+}
+
 # A disk that comes and goes while the guest runs, idle and under I/O; and one that may not be written.
 part_plug() {
   local id
   id=$(guest_define plug) && disk_plug $id xvda 64M && guest_start || return 1
+  workers_confined || return 1
 
   guest_await written 300 || return 1
   step "unplug and plug again"
