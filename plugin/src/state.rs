@@ -46,6 +46,11 @@ pub enum Operation {
         /// Bytes.
         size: i64,
     },
+    /// New data beside the old, then in its place, then the record. Finished when it is in place.
+    RevertVdi {
+        /// Of the content that it reverts to, bytes.
+        size: i64,
+    },
     /// A worker is started. Undone: nobody was told that it serves.
     Activate {
         /// The worker's id, which is also the name of its socket.

@@ -41,6 +41,42 @@ pub struct Vbd {
     pub trouble: Option<String>,
 }
 
+/// A copy of a VDI's data that is under way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Task {
+    /// What was asked: `copy` (a snapshot or a clone is made of the VDI) or `revert` (the VDI gets
+    /// its snapshot's content).
+    pub operation: String,
+    /// The SR's uuid.
+    pub sr: String,
+    /// The VDI's key.
+    pub vdi: String,
+    /// Since when, RFC 3339.
+    pub since: String,
+    /// How much of the source is behind it, bytes.
+    pub done_bytes: u64,
+    /// How long the source is, bytes; 0 until its data is copied, for extents that are shared are
+    /// not.
+    pub of_bytes: u64,
+}
+
+/// What was seen of a VDI that was taken from another host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Unlocked {
+    /// The uuid of the host that had it active.
+    pub host: String,
+    /// That host's boot.
+    pub boot_id: String,
+    /// Which activation of the VDI it was.
+    pub epoch: u64,
+    /// Since when it was active, RFC 3339.
+    pub since: String,
+    /// What became of the lock on its data, in words.
+    pub data: String,
+}
+
 /// A VBD with all that its worker knows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -145,6 +181,17 @@ params! {
         pub domid: u16,
         /// The device's name in the guest, for example `xvda`.
         pub device: String,
+    }
+    /// `VDI.unlock`.
+    pub struct VdiUnlockParams {
+        /// The SR's uuid.
+        pub sr: String,
+        /// The VDI's key.
+        pub vdi: String,
+        /// The uuid of the host that has it active, and is dead.
+        pub force_from: String,
+        /// Why, for the log.
+        pub reason: String,
     }
     /// `VBD.plug`: what a toolstack does, for hosts without XAPI.
     pub struct VbdPlugParams {

@@ -6,6 +6,7 @@
 //! * [`worker`]: the control protocol between the daemon and a datapath worker.
 
 pub mod admin;
+mod deadline;
 pub mod error;
 pub mod further;
 mod latency;
@@ -18,6 +19,7 @@ pub mod table;
 mod variant;
 pub mod worker;
 
+pub use deadline::deadline_of;
 pub use error::StorageError;
 pub use latency::Histogram;
 pub use method::Method;

@@ -371,6 +371,13 @@ params! {
         /// Its `vdi` is the source's key; names and snapshot fields are those of the new VDI.
         pub vdi_info: VdiInfo,
     }
+    /// `VDI.revert`.
+    pub struct VdiRevertParams {
+        /// The SR's uuid.
+        pub sr: String,
+        /// Its `vdi` is the snapshot's key, its `snapshot_of` that of the VDI to revert.
+        pub snapshot_info: VdiInfo,
+    }
     /// `VDI.resize`.
     pub struct VdiResizeParams {
         /// The SR's uuid.

@@ -4,7 +4,10 @@
 //! golden document with `UPDATE_EXPECT=1 cargo test -p zerotap-rpc-schema`, and tell of it in
 //! CHANGELOG.md.
 
-use crate::admin::{HostStatus, Vbd, VbdParams, VbdPlugParams, VbdStat, VbdUnplugParams, Worker};
+use crate::admin::{
+    HostStatus, Task, Unlocked, Vbd, VbdParams, VbdPlugParams, VbdStat, VbdUnplugParams,
+    VdiUnlockParams, Worker,
+};
 use crate::further::{
     AttachInfo, VdiEpochBeginParams, VdiEpochEndParams, VdiGetByNameParams, VdiIntroduceParams,
     VdiOldActivateParams, VdiOldAttachParams, VdiPersistentParams, VdiTagParams,
@@ -15,7 +18,7 @@ use crate::smapi2::{
     QueryResult, SrAttachParams, SrCreateParams, SrInfo, SrNameDescriptionParams,
     SrNameLabelParams, SrParams, SrProbeParams, VdiAddSmConfigParams, VdiAttachParams,
     VdiContentIdParams, VdiCopyParams, VdiCreateParams, VdiInfo, VdiNameDescriptionParams,
-    VdiNameLabelParams, VdiParams, VdiRemoveSmConfigParams, VdiResizeParams,
+    VdiNameLabelParams, VdiParams, VdiRemoveSmConfigParams, VdiResizeParams, VdiRevertParams,
 };
 
 methods! {
@@ -55,6 +58,8 @@ methods! {
     "VDI.snapshot" => VdiSnapshot(VdiCopyParams) -> VdiInfo;
     /// Make a writable VDI with another's content.
     "VDI.clone" => VdiClone(VdiCopyParams) -> VdiInfo;
+    /// Give a VDI that is not active the content of its snapshot, which stays.
+    "VDI.revert" => VdiRevert(VdiRevertParams) -> ();
     /// Grow a VDI, which a guest may use meanwhile; the answer is the new size in bytes.
     "VDI.resize" => VdiResize(VdiResizeParams) -> i64;
     /// Rename a VDI.
@@ -101,7 +106,7 @@ methods! {
     "VDI.add_tags" => VdiAddTags(VdiTagParams) -> ();
     /// Remove a tag. Succeeds when there is none.
     "VDI.remove_tags" => VdiRemoveTags(VdiTagParams) -> ();
-    /// A guest starts: refused for a disk that forgets, which is not declared.
+    /// A guest starts: what it writes is kept, or forgotten when it has ended.
     "VDI.epoch_begin" => VdiEpochBegin(VdiEpochBeginParams) -> ();
     /// A guest has ended.
     "VDI.epoch_end" => VdiEpochEnd(VdiEpochEndParams) -> ();
@@ -116,6 +121,8 @@ methods! {
     /// The same, as older XAPIs call it.
     "DATA.MIRROR.get_nbd_server" => DataMirrorGetNbdServer(DpParams) -> String;
 
+    /// Take a VDI from another host that is dead and had it active; refused while it lives.
+    "VDI.unlock" => VdiUnlock(VdiUnlockParams) -> Unlocked;
     /// Every VBD with a backend directory of ours.
     "VBD.list" => VbdList(NoParams) -> Vec<Vbd>;
     /// One VBD: state, ring, counters, latencies, since when, held by whom.
@@ -124,6 +131,8 @@ methods! {
     "VBD.plug" => VbdPlug(VbdPlugParams) -> Vbd;
     /// Take the disk away again. Succeeds when there is none.
     "VBD.unplug" => VbdUnplug(VbdUnplugParams) -> ();
+    /// What lasts and is under way: copies of VDIs' data, and how far each is.
+    "Task.list" => TaskList(NoParams) -> Vec<Task>;
     /// Every datapath worker.
     "Worker.list" => WorkerList(NoParams) -> Vec<Worker>;
     /// The daemon, its host, and what is degraded.

@@ -13,5 +13,6 @@ pub mod simguest;
 pub mod simhost;
 pub mod storage_script;
 pub mod workload;
+pub mod xenopsd;
 pub mod xenstore;
 pub mod xenstored;

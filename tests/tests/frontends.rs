@@ -10,7 +10,7 @@ use zerotap_tests::guest::Domain;
 use zerotap_tests::harness::{Disk, Host, eventually};
 use zerotap_tests::simguest::{Expect, Guest, Running, live};
 use zerotap_tests::workload::{Plan, Progress};
-use zerotap_tests::xenstore::Client;
+use zerotap_tests::xenopsd::add_vbd;
 
 const MIB: i64 = 1 << 20;
 const DOMID: u16 = 5;
@@ -19,50 +19,6 @@ const SOON: Duration = Duration::from_secs(30);
 
 fn requests(requests_max: u64) -> Plan {
     Plan { requests_max, ..Plan::default() }
-}
-
-/// Writes both directories as xenopsd does; answers the back end's.
-fn plug_as_xapi(
-    dom0: &mut Client,
-    kind: &str,
-    params: (&str, &str),
-    mode: &str,
-) -> anyhow::Result<String> {
-    let frontend = format!("/local/domain/{DOMID}/device/vbd/{DEVID}");
-    let backend = format!("/local/domain/0/backend/{kind}/{DOMID}/{DEVID}");
-    let domid = DOMID.to_string();
-    let (front_perms, back_perms) = ([format!("n{domid}"), "r0".into()], format!("r{domid}"));
-    dom0.transaction(|tx| {
-        tx.mkdir(&backend)?;
-        tx.set_perms(&backend, &["n0", &back_perms])?;
-        tx.mkdir(&frontend)?;
-        tx.set_perms(&frontend, &front_perms.each_ref().map(String::as_str))?;
-        for (key, value) in [
-            ("frontend", frontend.as_str()),
-            ("frontend-id", &domid),
-            ("online", "1"),
-            ("removable", "0"),
-            ("bootable", "1"),
-            ("dev", "xvda"),
-            ("type", "phy"),
-            ("mode", mode),
-            params,
-            ("state", "1"),
-        ] {
-            tx.write(&format!("{backend}/{key}"), value)?;
-        }
-        for (key, value) in [
-            ("backend", backend.as_str()),
-            ("backend-id", "0"),
-            ("virtual-device", &DEVID.to_string()),
-            ("device-type", "disk"),
-            ("state", "1"),
-        ] {
-            tx.write(&format!("{frontend}/{key}"), value)?;
-        }
-        Ok(())
-    })?;
-    Ok(backend)
 }
 
 /// What `VDI.attach3` says a toolstack should write.
@@ -91,7 +47,8 @@ fn xapis_kind_of_disk_waits_for_the_hotplug_script() {
         disk.activate(&rpc).unwrap();
         let domain = Domain::create(host.sim().dir(), DOMID, 64 << 20, true).unwrap();
         let mut dom0 = host.sim().toolstack().unwrap();
-        let backend = plug_as_xapi(&mut dom0, &kind, (params_key, &params), "w").unwrap();
+        let backend =
+            add_vbd(&mut dom0, (DOMID, DEVID), &kind, "w", &[(params_key, &params)]).unwrap();
         eventually("the VBD is listed", || {
             let list = rpc.raw("VBD.list", &json!({}))?;
             Ok((list.as_array().map(Vec::len) == Some(1)).then_some(()))
@@ -121,7 +78,7 @@ fn a_backend_directory_that_names_no_vdi_is_told_of_and_harms_nobody() {
     let host = Host::start().unwrap();
     let mut dom0 = host.sim().toolstack().unwrap();
     let _domain = Domain::create(host.sim().dir(), DOMID, 1 << 20, true).unwrap();
-    plug_as_xapi(&mut dom0, "zerotap", ("params", "zerotap:no/such"), "w").unwrap();
+    add_vbd(&mut dom0, (DOMID, DEVID), "zerotap", "w", &[("params", "zerotap:no/such")]).unwrap();
     let list = eventually("the VBD is listed with its trouble", || {
         let list = host.rpc().raw("VBD.list", &json!({}))?;
         Ok(list[0]["trouble"].is_string().then_some(list))

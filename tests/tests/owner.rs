@@ -6,7 +6,7 @@ use std::sync::Barrier;
 use std::time::{Duration, Instant};
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::smapi2::{Mode, VdiState};
-use zerotap_tests::harness::{Disk, Host, RpcError, Vdi, eventually};
+use zerotap_tests::harness::{Disk, Host, Rpc, RpcError, Vdi, eventually};
 use zerotap_tests::workload::random::Random;
 
 const MIB: i64 = 1 << 20;
@@ -183,6 +183,79 @@ fn an_earlier_boot_of_this_host_is_taken_over_at_once() {
     let told = record(&disk).1;
     assert_eq!((&told["owner"]["boot_id"], &told["epoch"]), (&json!("first"), &json!(8)));
     disk.remove(&one.rpc()).unwrap();
+}
+
+fn unlock(rpc: &Rpc, disk: &Disk, from: &str, reason: &str) -> anyhow::Result<Value> {
+    let (sr, vdi) = (&disk.vdi.sr, &disk.vdi.vdi);
+    rpc.raw("VDI.unlock", &json!({"sr": sr, "vdi": vdi, "force_from": from, "reason": reason}))
+}
+
+#[test]
+fn a_dead_hosts_disk_is_had_by_force_and_only_that() {
+    let (mut one, two, disk) = two_hosts();
+    let (first, there) = (uuid_of(&one), two.rpc());
+    let refused = |from: &str, reason: &str, why: &str| {
+        let error = refusal(unlock(&there, &disk, from, reason).map(drop)).to_string();
+        assert!(error.contains(why), "{error}");
+    };
+    refused(&first, "test", "no host has it");
+    disk.attach(&one.rpc()).unwrap();
+    disk.activate(&one.rpc()).unwrap();
+    let told = record(&disk).1["owner"].clone();
+    refused(&uuid_of(&two), "test", &first);
+    refused(&first, "", "reason");
+    refused(&first, "test", "is locked");
+    let mine = refusal(unlock(&one.rpc(), &disk, &first, "test").map(drop)).to_string();
+    assert!(mine.contains("this host has it"), "{mine}");
+    assert_eq!(record(&disk).1["owner"], told, "nobody was told that it went");
+
+    // The host is gone, and with it the lock on the data.
+    let worker = disk.worker(&one.rpc()).unwrap();
+    one.kill_daemon().unwrap();
+    kill(worker.pid);
+    disk.attach(&there).unwrap();
+    assert_eq!(refusal(disk.activate(&there)), StorageError::ActivatedOnAnotherHost(first.clone()));
+    let seen = eventually("the kernel has ended the worker", || {
+        Ok(unlock(&there, &disk, &first, "it burnt down").ok())
+    });
+    let seen = seen.unwrap();
+    for key in ["host", "boot_id", "epoch", "since"] {
+        assert_eq!(seen[key], told[key], "{key}");
+    }
+    assert_eq!(owner(&disk), None);
+    let log = two.log();
+    let line = log.lines().find(|line| line.contains("taken by force")).expect("it is logged");
+    for part in [first.as_str(), "it burnt down", "uid=", "pid="] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    disk.activate(&there).unwrap();
+
+    // It was not dead after all, and learns that the disk is another's now.
+    one.start_daemon().unwrap();
+    disk.deactivate(&one.rpc()).unwrap();
+    assert_eq!(owner(&disk), Some(uuid_of(&two)));
+    let elsewhere = StorageError::ActivatedOnAnotherHost(uuid_of(&two));
+    assert_eq!(refusal(disk.activate(&one.rpc())), elsewhere);
+    disk.detach(&one.rpc()).unwrap();
+    disk.remove(&there).unwrap();
+}
+
+#[test]
+fn a_dead_hosts_disk_whose_data_has_vanished_can_be_given_up() {
+    let (mut one, two, disk) = two_hosts();
+    disk.attach(&one.rpc()).unwrap();
+    disk.activate(&one.rpc()).unwrap();
+    let worker = disk.worker(&one.rpc()).unwrap();
+    one.kill_daemon().unwrap();
+    kill(worker.pid);
+    std::fs::remove_file(disk.vdi.image().unwrap()).unwrap();
+    assert!(disk.vdi.destroy(&two.rpc()).is_err(), "it is the other host's");
+    let (from, vdi) = (owner(&disk).unwrap(), disk.vdi.vdi.as_str());
+    let args = ["vdi", "unlock", vdi, "--force-from", &from, "--reason", "flood"];
+    let output = two.zerotap(&args).unwrap().output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && text.contains(&from) && text.contains("vanished"), "{text}");
+    disk.vdi.destroy(&two.rpc()).unwrap();
 }
 
 /// Several callers of a host ask for the disk at once; what they were told.

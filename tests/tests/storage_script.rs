@@ -210,6 +210,9 @@ fn a_snapshot_and_its_clone_are_volumes_of_their_own() {
     let clone = call("Volume.clone", &snapshot, &[]);
     assert_eq!((&clone["read_write"], &clone["virtual_size"]), (&json!(true), &json!(MIB)));
     assert!(clone["keys"].get("is_a_snapshot").is_none(), "{clone}");
+    std::fs::write(data(&key), vec![7; 1 << 20]).unwrap();
+    call("Volume.revert", &key, &[("snapshot", snapshot.as_str().unwrap())]);
+    assert_eq!(std::fs::read(data(&key)).unwrap(), vec![9; 1 << 20]);
     call("Volume.destroy", &key, &[]);
     call("Volume.destroy", &snapshot, &[]);
     assert_eq!(std::fs::read(data(&clone["key"])).unwrap(), vec![9; 1 << 20]);

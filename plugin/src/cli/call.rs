@@ -2,7 +2,7 @@
 
 use super::context::{Context, write};
 use super::failure::Failure;
-use super::{client::CALL_SECONDS_MAX, context::json};
+use super::{client::patience_seconds, context::json};
 use serde_json::Value;
 use std::io::Read;
 
@@ -26,15 +26,16 @@ pub(crate) struct Args {
     /// Its parameters, a JSON object; `-` reads them from standard input
     #[arg(default_value = "{}", value_name = "JSON")]
     params: String,
-    /// How long to wait for the answer, seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = CALL_SECONDS_MAX)]
-    timeout: u64,
+    /// How long to wait for the answer, seconds [default: as long as the daemon may take]
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
 }
 
 pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     let text = if args.params == "-" { standard_input()? } else { args.params.clone() };
     let params = object(&text)?;
-    let result = context.client.call_any(&args.method, &params, args.timeout).await?;
+    let seconds = args.timeout.unwrap_or_else(|| patience_seconds(&args.method));
+    let result = context.client.call_any(&args.method, &params, seconds).await?;
     write(&json(&result))
 }
 

@@ -12,10 +12,10 @@ use serde_json::{Value, json};
 use std::{io, path::PathBuf, time::Duration};
 use thiserror::Error;
 use tokio::net::UnixStream;
-use zerotap_rpc_schema::{Method, StorageError};
+use zerotap_rpc_schema::{Method, StorageError, deadline_of};
 
-/// The longest that a call may take; VBD.unplug, which waits for a guest, brings its own.
-pub(crate) const CALL_SECONDS_MAX: u64 = 120;
+/// How much later than the daemon's own deadline its answer may come.
+pub(crate) const ANSWER_DELAY_SECONDS_MAX: u64 = 5;
 /// The longest answer that is read: the listing of a very large SR.
 const ANSWER_BYTES_MAX: usize = 256 << 20;
 
@@ -74,6 +74,11 @@ pub(crate) enum CallError {
     },
 }
 
+/// How long an answer is waited for; VBD.unplug, which waits for a guest, brings its own.
+pub(crate) fn patience_seconds(method: &str) -> u64 {
+    deadline_of(method).as_secs() + ANSWER_DELAY_SECONDS_MAX
+}
+
 /// Where the daemon listens.
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
@@ -88,7 +93,7 @@ impl Client {
 
     /// Calls a method of the table.
     pub(crate) async fn call<M: Method>(&self, params: &M::Params) -> Result<M::Output, CallError> {
-        self.call_within::<M>(params, CALL_SECONDS_MAX).await
+        self.call_within::<M>(params, patience_seconds(M::NAME)).await
     }
 
     /// Calls a method of the table that may take longer than others.

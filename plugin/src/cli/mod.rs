@@ -12,6 +12,7 @@ mod duration;
 mod failure;
 mod locate;
 mod pair;
+mod progress;
 mod size;
 mod smapi;
 mod sr;

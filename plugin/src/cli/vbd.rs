@@ -2,7 +2,7 @@
 
 mod show;
 
-use super::client::CALL_SECONDS_MAX;
+use super::client::ANSWER_DELAY_SECONDS_MAX;
 use super::context::{Context, DBG};
 use super::failure::Failure;
 use super::locate::{self, Which};
@@ -130,7 +130,7 @@ async fn unplug(args: Unplug, context: &Context) -> Result<(), Failure> {
         force: args.force,
         timeout_seconds: Some(args.timeout),
     };
-    let seconds = u64::from(args.timeout) + CALL_SECONDS_MAX;
+    let seconds = u64::from(args.timeout) + ANSWER_DELAY_SECONDS_MAX;
     context.client.call_within::<VbdUnplug>(&params, seconds).await?;
     context.done()
 }

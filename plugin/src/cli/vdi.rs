@@ -6,16 +6,18 @@ mod usage;
 use super::context::{Context, DBG, json, write};
 use super::failure::Failure;
 use super::locate::{self, Which};
+use super::progress::told;
 use super::size;
 use clap::{ArgGroup, Args, Subcommand};
 use usage::Use;
+use zerotap_rpc_schema::admin::VdiUnlockParams;
 use zerotap_rpc_schema::smapi2::{
     DpStatParams, SrInfo, SrParams, VdiCopyParams, VdiCreateParams, VdiInfo,
-    VdiNameDescriptionParams, VdiNameLabelParams, VdiResizeParams,
+    VdiNameDescriptionParams, VdiNameLabelParams, VdiParams, VdiResizeParams, VdiRevertParams,
 };
 use zerotap_rpc_schema::table::{
-    DpStatVdi, SrList, SrScan2, VdiClone, VdiCreate, VdiDestroy, VdiResize, VdiSetNameDescription,
-    VdiSetNameLabel, VdiSnapshot, VdiStat, WorkerList,
+    DpStatVdi, SrList, SrScan2, VdiClone, VdiCreate, VdiDestroy, VdiResize, VdiRevert,
+    VdiSetNameDescription, VdiSetNameLabel, VdiSnapshot, VdiStat, VdiUnlock, WorkerList,
 };
 
 const CREATE_EXAMPLES: &str = "\
@@ -33,7 +35,22 @@ Examples:
 
 Neither needs the other afterwards: any may be destroyed first. On XFS and btrfs extents are shared:
 it takes no time and no space, and the VDI may be in use. Elsewhere the data is copied, and the VDI
-must not be active; the daemon's log tells how far it is.";
+must not be active; past two seconds this tells how far it is.";
+
+const REVERT_EXAMPLES: &str = "\
+Example: zerotap vdi revert $SNAPSHOT
+
+The VDI that the snapshot was taken of gets its content and size; what was written to it since is
+lost, and the snapshot stays. The VDI must not be active. Whatever happens meanwhile, it holds the
+old content or the new, whole.";
+
+const UNLOCK_EXAMPLES: &str = "\
+Example: zerotap vdi unlock $VDI --force-from 5f1c0a4e-… --reason 'host3 burnt down, ticket 4711'
+
+An SR that several hosts see: a host that died with a VDI active keeps it until it is up again. Make
+sure that it is dead, or that it has let go (`zerotap status` there tells its uuid): two hosts that
+write to one disk destroy it. Refused while anything that this host can see has the data locked, and
+for any host but the one that has it.";
 
 const RESIZE_EXAMPLES: &str = "\
 Example: zerotap vdi resize $VDI --size 20G
@@ -71,6 +88,12 @@ pub(crate) enum Verb {
     /// Make a writable VDI with another's content, and print its uuid
     #[command(after_help = COPY_EXAMPLES)]
     Clone(Copy),
+    /// Give a VDI the content of its snapshot, which stays
+    #[command(after_help = REVERT_EXAMPLES)]
+    Revert(Which),
+    /// Take a VDI from another host that is dead and had it active
+    #[command(after_help = UNLOCK_EXAMPLES)]
+    Unlock(Unlock),
     /// Grow a VDI, also one in use
     #[command(after_help = RESIZE_EXAMPLES)]
     Resize(Resize),
@@ -130,6 +153,18 @@ pub(crate) struct Copy {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Unlock {
+    #[command(flatten)]
+    which: Which,
+    /// The uuid of the host that has it; `zerotap vdi activate` names it
+    #[arg(long, value_name = "HOST")]
+    force_from: String,
+    /// Why; it is kept in the daemon's log
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Resize {
     #[command(flatten)]
     which: Which,
@@ -165,15 +200,17 @@ pub(crate) async fn run(verb: Verb, context: &Context) -> Result<(), Failure> {
         Verb::Ls(args) => list(args, context).await,
         Verb::Show(which) => show(&which, context).await,
         Verb::Snapshot(args) => {
-            let params = copy(args, context).await?;
-            let made = context.call::<VdiSnapshot>(&params).await?;
+            let (vdi, params) = copy(args, context).await?;
+            let made = told(context, &vdi, context.call::<VdiSnapshot>(&params)).await?;
             context.show(&made, |made| format!("{}\n", render::uuid(made)))
         }
         Verb::Clone(args) => {
-            let params = copy(args, context).await?;
-            let made = context.call::<VdiClone>(&params).await?;
+            let (vdi, params) = copy(args, context).await?;
+            let made = told(context, &vdi, context.call::<VdiClone>(&params)).await?;
             context.show(&made, |made| format!("{}\n", render::uuid(made)))
         }
+        Verb::Revert(which) => revert(&which, context).await,
+        Verb::Unlock(args) => unlock(args, context).await,
         Verb::Resize(args) => resize(&args, context).await,
         Verb::Rename(args) => rename(args, context).await,
         Verb::Attach(args) => usage::attach(&args, context).await,
@@ -204,7 +241,7 @@ async fn create(args: Create, context: &Context) -> Result<(), Failure> {
 }
 
 /// A copy is described by its source.
-async fn copy(args: Copy, context: &Context) -> Result<VdiCopyParams, Failure> {
+async fn copy(args: Copy, context: &Context) -> Result<(VdiParams, VdiCopyParams), Failure> {
     let place = locate::vdi(context, &args.which).await?;
     let mut vdi_info = context.call::<VdiStat>(&place).await?;
     if let Some(name) = args.name {
@@ -213,7 +250,26 @@ async fn copy(args: Copy, context: &Context) -> Result<VdiCopyParams, Failure> {
     // A snapshot of a snapshot is one of this moment and of this VDI.
     let fresh = VdiInfo::new("", 0);
     (vdi_info.snapshot_time, vdi_info.snapshot_of) = (fresh.snapshot_time, String::new());
-    Ok(VdiCopyParams { dbg: DBG.into(), sr: place.sr, vdi_info })
+    let params = VdiCopyParams { dbg: DBG.into(), sr: place.sr.clone(), vdi_info };
+    Ok((place, params))
+}
+
+async fn revert(which: &Which, context: &Context) -> Result<(), Failure> {
+    let snapshot = locate::vdi(context, which).await?;
+    let snapshot_info = context.call::<VdiStat>(&snapshot).await?;
+    let (sr, vdi) = (snapshot.sr, snapshot_info.snapshot_of.clone());
+    let of = VdiParams { dbg: DBG.into(), sr: sr.clone(), vdi };
+    let params = VdiRevertParams { dbg: DBG.into(), sr, snapshot_info };
+    told(context, &of, context.call::<VdiRevert>(&params)).await?;
+    context.done()
+}
+
+async fn unlock(args: Unlock, context: &Context) -> Result<(), Failure> {
+    let VdiParams { sr, vdi, .. } = locate::vdi(context, &args.which).await?;
+    let Unlock { force_from, reason, .. } = args;
+    let params = VdiUnlockParams { dbg: DBG.into(), sr, vdi, force_from, reason };
+    let seen = context.call::<VdiUnlock>(&params).await?;
+    context.show(&seen, render::unlocked)
 }
 
 async fn list(args: Ls, context: &Context) -> Result<(), Failure> {

@@ -2,16 +2,24 @@
 
 use crate::rpc::methods::Table;
 use crate::rpc::{Core, diagnostics};
+use crate::vdi::VdiId;
 use crate::worker::process::rss_kib;
 use crate::worker::set::Entry;
 use futures_util::future::join_all;
-use zerotap_rpc_schema::admin::{HostStatus, Worker};
+use zerotap_rpc_schema::admin::{HostStatus, Task, VdiUnlockParams, Worker};
 use zerotap_rpc_schema::smapi2::Pairs;
 use zerotap_rpc_schema::{StorageError, openrpc, table};
 
 pub(super) fn add_to(table: &mut Table) {
     table.add::<table::WorkerList, _, _>(|core, _| async move {
         Ok(join_all(core.registry.all_workers().into_iter().map(tell)).await)
+    });
+    table.add::<table::TaskList, _, _>(|core, _| async move {
+        Ok(core.registry.tasks().iter().map(|task| at_work(task)).collect())
+    });
+    table.add::<table::VdiUnlock, _, _>(|core, params| async move {
+        let VdiUnlockParams { sr, vdi, force_from, reason, .. } = params;
+        core.registry.unlock(&VdiId::new(sr, vdi), force_from, reason).await
     });
     table.add::<table::HostStatusMethod, _, _>(|core, _| async move { status(&core).await });
     table.add::<table::RpcDiscover, _, _>(|_, _| async { Ok(openrpc::document()) });
@@ -25,6 +33,18 @@ pub(super) fn add_to(table: &mut Table) {
     table.add_for_peer::<table::VbdUnplug, _, _>(|core, peer, params| async move {
         core.vbds.unplug(params, peer.to_string()).await
     });
+}
+
+fn at_work(task: &crate::vdi::Task) -> Task {
+    let (done_bytes, of_bytes) = task.progress.bytes();
+    Task {
+        operation: task.operation.into(),
+        sr: task.vdi.sr.clone(),
+        vdi: task.vdi.vdi.clone(),
+        since: task.since.clone(),
+        done_bytes,
+        of_bytes,
+    }
 }
 
 async fn tell(entry: Entry) -> Worker {

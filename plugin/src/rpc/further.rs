@@ -54,15 +54,11 @@ fn volumes(table: &mut Table) {
         edit(core, params.sr, params.vdi, Edit::RemoveTag(params.key))
     });
     table.add::<table::VdiEpochBegin, _, _>(|core, params| async move {
-        core.srs.get(&params.sr)?.run(move |file| file.volume(&params.vdi)).await?;
-        if params.persistent {
-            return Ok(());
-        }
-        // VDI_RESET_ON_BOOT is not among our features: XAPI does not ask for it.
-        Err(StorageError::Unimplemented("VDI.epoch_begin with persistent=false".into()))
+        let vdi = VdiId::new(params.sr, params.vdi);
+        to_the_end(async move { core.registry.epoch_begin(&vdi, params.persistent).await }).await
     });
     table.add::<table::VdiEpochEnd, _, _>(|core, params| async move {
-        core.srs.get(&params.sr).map(drop)
+        core.registry.epoch_end(&VdiId::new(params.sr, params.vdi)).await
     });
 }
 

@@ -17,17 +17,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use tracing::Instrument;
 use zerotap_rpc_schema::error::number;
-use zerotap_rpc_schema::{Method, StorageError};
+use zerotap_rpc_schema::{Method, StorageError, deadline_of};
 
 /// The longest part of a caller's `dbg` that is logged, in characters.
 const DBG_CHARS_MAX: usize = 200;
-/// How long a caller waits for an answer. What it asked for goes on, and may be asked for again.
-const CALL_DEADLINE: Duration = Duration::from_secs(120);
-/// The same for calls that move data, or wait for a guest as long as the caller says.
-const LONG_CALL_DEADLINE: Duration = Duration::from_secs(24 * 3600);
-/// The calls that [`LONG_CALL_DEADLINE`] is for.
-const LONG_CALLS: &[&str] =
-    &["VDI.create", "VDI.clone", "VDI.snapshot", "VDI.revert", "VDI.resize", "VBD.unplug"];
 
 type Call = Box<
     dyn Fn(Arc<Core>, Map<String, Value>) -> BoxFuture<'static, Result<String, StorageError>>
@@ -169,10 +162,6 @@ async fn in_time<T>(
         );
         Err(StorageError::backend(number::GENERAL, text))
     })
-}
-
-fn deadline_of(method: &str) -> Duration {
-    if LONG_CALLS.contains(&method) { LONG_CALL_DEADLINE } else { CALL_DEADLINE }
 }
 
 /// What the caller calls its task. A trace context may follow, after a newline (xen-api

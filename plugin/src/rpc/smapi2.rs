@@ -7,8 +7,10 @@ use crate::state::now;
 use crate::vdi::VdiId;
 use crate::vdi::actor::Edit;
 use std::sync::Arc;
+use zerotap_rpc_schema::error::number;
 use zerotap_rpc_schema::smapi2::{
     Mode, Pairs, ProbeResult, QueryResult, SrCreateParams, VdiAttachParams, VdiCopyParams, VdiInfo,
+    VdiRevertParams,
 };
 use zerotap_rpc_schema::{StorageError, table};
 
@@ -31,8 +33,11 @@ const FEATURES: &[&str] = &[
     "VDI_ACTIVATE_READONLY",
     "VDI_DEACTIVATE",
     "VDI_UPDATE",
+    "VDI_REVERT",
     "VDI_RESIZE",
     "VDI_RESIZE_ONLINE",
+    "VDI_INTRODUCE",
+    "VDI_RESET_ON_BOOT/2",
     "LARGE_VDI",
     "THIN_PROVISIONING",
 ];
@@ -159,6 +164,19 @@ fn volumes(table: &mut Table) {
         let VdiCopyParams { sr, vdi_info, .. } = params;
         let source = VdiId::new(sr, vdi_info.vdi.clone());
         core.registry.copy(&source, as_clone(vdi_info)).await
+    });
+    table.add::<table::VdiRevert, _, _>(|core, params| async move {
+        let VdiRevertParams { sr, snapshot_info, .. } = params;
+        let (snapshot, mut of) = (snapshot_info.vdi, snapshot_info.snapshot_of);
+        if of.is_empty() {
+            let key = snapshot.clone();
+            of = core.srs.get(&sr)?.run(move |file| file.volume(&key)).await?.snapshot_of;
+        }
+        if of.is_empty() {
+            let text = format!("cannot revert to VDI {snapshot}: it is a snapshot of no VDI");
+            return Err(StorageError::backend(number::BAD_REQUEST, text));
+        }
+        core.registry.revert(&VdiId::new(sr, of), snapshot).await
     });
     table.add::<table::VdiResize, _, _>(|core, params| async move {
         core.registry.resize(&VdiId::new(params.sr, params.vdi), params.new_size).await

@@ -157,6 +157,10 @@ fn volumes(table: &mut Table) {
     table.add::<table::VolumeClone, _, _>(|core, params| async move {
         copy(&core, params.sr, params.key, smapi2::as_clone).await
     });
+    table.add::<table::VolumeRevert, _, _>(|core, params| async move {
+        let vdi = VdiId::new(params.sr, params.key);
+        core.registry.revert(&vdi, params.snapshot).await
+    });
     table.add::<table::VolumeResize, _, _>(|core, params| async move {
         let vdi = VdiId::new(params.sr, params.key);
         core.registry.resize(&vdi, params.new_size).await.map(drop)
@@ -221,6 +225,14 @@ fn volume_edits(table: &mut Table) {
 }
 
 fn datapaths(table: &mut Table) {
+    table.add::<table::DatapathOpen, _, _>(|core, params| {
+        to_the_end(async move {
+            core.registry.epoch_begin(&named(&params.uri)?, params.persistent).await
+        })
+    });
+    table.add::<table::DatapathClose, _, _>(|core, params| async move {
+        core.registry.epoch_end(&named(&params.uri)?).await
+    });
     table.add::<table::DatapathAttach, _, _>(|core, params| async move {
         let vdi = named(&params.uri)?;
         let sr = core.srs.get(&vdi.sr)?;

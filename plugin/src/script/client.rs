@@ -9,16 +9,17 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::error::number;
 use zerotap_rpc_schema::smapi3::PREFIX;
+use zerotap_rpc_schema::{StorageError, deadline_of};
 
 /// How long a daemon may take to come back.
 const CONNECT_SECONDS_MAX: u64 = 5;
 /// How often it is looked for.
 const CONNECT_PAUSE: Duration = Duration::from_millis(20);
-/// How long a call may take; xapi-storage-script itself would wait for ever.
-const ANSWER_SECONDS_MAX: u64 = 120;
+/// How much later than the daemon's own deadline its answer may come; xapi-storage-script itself
+/// would wait for ever.
+const ANSWER_DELAY_MAX: Duration = Duration::from_secs(5);
 /// The longest answer that is read, bytes: the daemon's own limit and its head.
 const ANSWER_BYTES_MAX: u64 = 65 << 20;
 
@@ -62,9 +63,10 @@ fn is_passing(kind: ErrorKind) -> bool {
 }
 
 fn exchange(mut stream: UnixStream, method: &str, arguments: &Value) -> io::Result<Vec<u8>> {
-    stream.set_read_timeout(Some(Duration::from_secs(ANSWER_SECONDS_MAX)))?;
-    stream.set_write_timeout(Some(Duration::from_secs(ANSWER_SECONDS_MAX)))?;
     let method = format!("{PREFIX}{method}");
+    let patience = Some(deadline_of(&method) + ANSWER_DELAY_MAX);
+    stream.set_read_timeout(patience)?;
+    stream.set_write_timeout(patience)?;
     let call = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": arguments });
     let body = call.to_string();
     let request = format!(

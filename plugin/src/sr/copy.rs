@@ -12,6 +12,8 @@ use rustix::fs::{FlockOperation, Mode, OFlags, SeekFrom, ioctl_ficlone};
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::error::number;
@@ -22,6 +24,42 @@ const PIECE_BYTES_MAX: u64 = 64 << 20;
 /// How often a copy that lasts tells how far it is.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
+/// How far a copy is, in bytes of the source that are behind it; told while it is made.
+#[derive(Debug, Default)]
+pub struct Progress {
+    done: AtomicU64,
+    of: AtomicU64,
+}
+
+impl Progress {
+    /// Bytes done, and of how many. Both are 0 until anything is copied; shared extents never are.
+    #[must_use]
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.done.load(Ordering::Relaxed), self.of.load(Ordering::Relaxed))
+    }
+
+    fn tell(&self, done: u64, of: u64) {
+        self.of.store(of, Ordering::Relaxed);
+        self.done.store(done, Ordering::Relaxed);
+    }
+}
+
+impl Record {
+    /// Refuses what is no file: `verb` tells what was asked.
+    ///
+    /// # Errors
+    /// SR_BACKEND_FAILURE_82.
+    pub(super) fn check_copyable(&self, verb: &str) -> Result<(), StorageError> {
+        let Some(device) = &self.device else { return Ok(()) };
+        let text = format!(
+            "cannot {verb} VDI {}: it is the block device {device}. Create a VDI of its size and \
+             copy it with a tool such as dd",
+            self.key
+        );
+        Err(StorageError::backend(number::VDI_SNAPSHOT, text))
+    }
+}
+
 impl FileSr {
     /// What a copy of `source` as `wanted` would be: a new key, the source's size. Nothing is made
     /// yet.
@@ -29,15 +67,21 @@ impl FileSr {
     /// # Errors
     /// No such volume; a block device, which cannot be copied within its SR.
     pub fn plan_copy(&self, source: &str, wanted: VdiInfo) -> Result<Record, StorageError> {
+        self.plan_copy_as(uuid::Uuid::new_v4().to_string(), source, wanted)
+    }
+
+    /// The same with a given key.
+    ///
+    /// # Errors
+    /// As [`FileSr::plan_copy`].
+    pub fn plan_copy_as(
+        &self,
+        key: String,
+        source: &str,
+        wanted: VdiInfo,
+    ) -> Result<Record, StorageError> {
         let from = self.volume(source)?;
-        if let Some(device) = &from.device {
-            let text = format!(
-                "cannot copy VDI {source}: it is the block device {device}. Create a VDI of its \
-                 size and copy it with a tool such as dd"
-            );
-            return Err(StorageError::backend(number::VDI_SNAPSHOT, text));
-        }
-        let key = uuid::Uuid::new_v4().to_string();
+        from.check_copyable("copy")?;
         let wanted = VdiInfo { sm_config: from.sm_config.clone(), ty: from.ty.clone(), ..wanted };
         Ok(Record::new(key, from.virtual_size, None, wanted))
     }
@@ -52,9 +96,13 @@ impl FileSr {
         source: &str,
         record: &Record,
         in_use: bool,
+        progress: &Progress,
     ) -> Result<VdiInfo, StorageError> {
         let from = self.volume_here(source)?;
-        let copied = self.copy_data(&from, record, in_use).and_then(|()| self.write_copy(record));
+        let target = self.dir().join(Record::data_file(&record.key));
+        let copied = self
+            .copy_data(&from, &target, in_use, progress)
+            .and_then(|()| self.catalog.write(record));
         if let Err(error) = copied {
             self.discard_data(&record.key)?;
             return Err(error);
@@ -62,24 +110,26 @@ impl FileSr {
         Ok(self.tell(record))
     }
 
-    fn write_copy(&self, record: &Record) -> Result<(), StorageError> {
-        self.catalog.write(record)
-    }
-
-    fn copy_data(&self, from: &Record, to: &Record, in_use: bool) -> Result<(), StorageError> {
+    /// Makes the file `target` with the data of `from`, durably. On an error it may be there.
+    pub(super) fn copy_data(
+        &self,
+        from: &Record,
+        target: &Path,
+        in_use: bool,
+        progress: &Progress,
+    ) -> Result<(), StorageError> {
         let source = self.dir().join(Record::data_file(&from.key));
-        let target = self.dir().join(Record::data_file(&to.key));
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let read = rustix::fs::open(&source, flags, Mode::empty())
             .map_err(|error| failed("open", &source, &error.into()))?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        let write = rustix::fs::open(&target, flags, Mode::from(0o600))
-            .map_err(|error| failed("create", &target, &error.into()))?;
+        let write = rustix::fs::open(target, flags, Mode::from(0o600))
+            .map_err(|error| failed("create", target, &error.into()))?;
         let written = match ioctl_ficlone(&write, &read) {
             Ok(()) => Ok(()),
             Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::INVAL | Errno::XDEV) => {
                 self.check_copy(&from.key, &read, in_use)?;
-                copy_extents(&from.key, &read, &write)
+                copy_extents(&from.key, &read, &write, progress)
             }
             Err(error) => Err(error),
         };
@@ -89,7 +139,7 @@ impl FileSr {
                 let dir = rustix::fs::open(self.dir(), OFlags::RDONLY, Mode::empty())?;
                 rustix::fs::fsync(dir)
             })
-            .map_err(|error| failed("write", &target, &error.into()))
+            .map_err(|error| failed("write", target, &error.into()))
     }
 
     /// Whether the data may be copied, where its extents cannot be shared.
@@ -131,7 +181,7 @@ impl FileSr {
 }
 
 /// Copies what is no hole; the copy is as long as the source.
-fn copy_extents(key: &str, from: &OwnedFd, to: &OwnedFd) -> Result<(), Errno> {
+fn copy_extents(key: &str, from: &OwnedFd, to: &OwnedFd, progress: &Progress) -> Result<(), Errno> {
     let end = rustix::fs::seek(from, SeekFrom::End(0))?;
     rustix::fs::ftruncate(to, end)?;
     let (mut at, mut told) = (0, Instant::now());
@@ -152,6 +202,7 @@ fn copy_extents(key: &str, from: &OwnedFd, to: &OwnedFd) -> Result<(), Errno> {
                 // The source was cut meanwhile; its length said otherwise.
                 return Err(Errno::IO);
             }
+            progress.tell(read, end);
             if told.elapsed() >= PROGRESS_INTERVAL {
                 told = Instant::now();
                 tracing::info!(vdi = key, done_bytes = read, of_bytes = end, "copying");
@@ -188,7 +239,7 @@ mod tests {
     fn a_copy_has_the_content_and_a_life_of_its_own() {
         let (dir, sr, key) = sr_with_a_volume();
         let planned = sr.plan_copy(&key, VdiInfo::new("copy", 0)).expect("planned");
-        let copy = sr.copy(&key, &planned, false).expect("copied");
+        let copy = sr.copy(&key, &planned, false, &Progress::default()).expect("copied");
         assert_eq!((copy.virtual_size, copy.name_label.as_str()), (8 << 20, "copy"));
         assert!(copy.physical_utilisation < 1 << 20, "holes stay holes: {copy:?}");
         let file = |key: &str| dir.path().join(Record::data_file(key));
@@ -210,7 +261,9 @@ mod tests {
             }
             let target = std::fs::File::create(&to).expect("room");
             let read = std::fs::File::open(&from).expect("there");
-            copy_extents("k", &read.into(), &target.into()).expect("copied");
+            let progress = Progress::default();
+            copy_extents("k", &read.into(), &target.into(), &progress).expect("copied");
+            assert_eq!(progress.bytes(), data.map_or((0, 0), |at| (length.min(at + 4096), length)));
             assert_eq!(std::fs::read(&from).unwrap(), std::fs::read(&to).unwrap());
         }
     }

@@ -112,6 +112,14 @@ impl Image {
         }
     }
 
+    /// Whether its path still leads to it: a volume that was reverted meanwhile has other data.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        let held = rustix::fs::fstat(&self.fd).map(|stat| (stat.st_dev, stat.st_ino));
+        let there = rustix::fs::stat(&self.path).map(|stat| (stat.st_dev, stat.st_ino));
+        held.is_ok() && held == there
+    }
+
     /// Where the data lies.
     #[must_use]
     pub fn path(&self) -> &Path {

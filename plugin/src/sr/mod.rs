@@ -6,7 +6,7 @@
 
 pub mod attached;
 pub mod catalog;
-mod copy;
+pub mod copy;
 pub mod file;
 mod grow;
 pub mod image;
@@ -15,6 +15,7 @@ mod lock;
 pub mod owner;
 pub mod publish;
 pub mod record;
+pub mod revert;
 mod volume;
 
 pub use attached::Srs;

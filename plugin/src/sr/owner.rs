@@ -10,6 +10,7 @@ use crate::sr::file::FileSr;
 use crate::sr::record::{Owner, Record};
 use std::collections::BTreeSet;
 use zerotap_rpc_schema::StorageError;
+use zerotap_rpc_schema::admin::Unlocked;
 use zerotap_rpc_schema::error::number;
 
 /// A host, in one of its boots.
@@ -104,12 +105,50 @@ impl FileSr {
         }
     }
 
-    /// Takes a volume from the host that has it, in the activation that was seen.
+    /// Takes a volume from the host `from`, which is said to be dead; the answer is what was seen.
     ///
     /// # Errors
-    /// SR_BACKEND_FAILURE_24: that has changed; as [`FileSr::disown`].
-    pub fn force(&self, key: &str, seen: &Owner) -> Result<(), StorageError> {
-        self.change_volume(key, |record| record.force(seen))
+    /// SR_BACKEND_FAILURE_24: another host has it, this one, or none; its data is locked, so
+    /// whoever has it lives; as [`FileSr::disown`].
+    pub fn unlock(&self, key: &str, from: &str) -> Result<Unlocked, StorageError> {
+        let record = self.volume(key)?;
+        let refuse = |problem: String| {
+            let text = format!("cannot unlock VDI {key} from host {from}: {problem}");
+            Err(StorageError::backend(number::VDI_IN_USE, text))
+        };
+        let Some(seen) = record.owner.clone() else {
+            return refuse("no host has it active. Activate it as usual".into());
+        };
+        let Owner { host, boot_id, epoch, since } = seen.clone();
+        if host == self.us.host {
+            return refuse("this host has it, so nothing is locked. Deactivate it".into());
+        }
+        if host != from {
+            return refuse(format!(
+                "host {host} has it (boot {boot_id}, activation {epoch}, since {since}). If that \
+                 one is dead, name it"
+            ));
+        }
+        let data = match self.open_image(&record, false) {
+            Ok(image) if image.try_fence()? => Some(image),
+            Ok(image) => {
+                return refuse(format!(
+                    "{} is locked, so somebody uses it: on host {host}, or here (lslocks names \
+                     who). End that first",
+                    image.path().display()
+                ));
+            }
+            // Without its data it can be destroyed, and nothing else: that must be possible.
+            Err(_) if record.device.is_none() && !self.has_data(key) => None,
+            Err(problem) => return Err(problem),
+        };
+        self.change_volume(key, |record| record.force(&seen))?;
+        let data = match (&data, &record.device) {
+            (None, _) => "its data has vanished",
+            (_, Some(_)) => "a block device's lock is not seen by other hosts",
+            _ => "its data was not locked",
+        };
+        Ok(Unlocked { host, boot_id, epoch, since, data: data.into() })
     }
 
     /// Gives back whatever this host has and nothing here uses: what a crash left, found when the

@@ -10,6 +10,8 @@ use zerotap_rpc_schema::smapi2::{Pairs, VdiInfo};
 const VERSION: u32 = 1;
 /// Sizes are multiples of this many bytes, so that any disk's sector divides them.
 pub const SIZE_STEP: i64 = 4096;
+/// What follows a volume's key in that of the copy which a guest uses for one boot.
+const BOOT_SUFFIX: &str = ".boot";
 /// The longest key, in characters: with our suffixes still a file name.
 const KEY_CHARS_MAX: usize = 128;
 
@@ -115,6 +117,18 @@ fn is_zero(number: &u64) -> bool {
 pub fn is_key(key: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     !key.is_empty() && key.len() <= KEY_CHARS_MAX && !key.starts_with('.') && key.chars().all(plain)
+}
+
+/// The key of the copy that a guest uses instead of `key` while what it writes is to be forgotten.
+#[must_use]
+pub fn boot_key(key: &str) -> String {
+    format!("{key}{BOOT_SUFFIX}")
+}
+
+/// Whether a volume is such a copy: no VDI of XAPI's, whose keys are uuids.
+#[must_use]
+pub fn is_boot_key(key: &str) -> bool {
+    key.ends_with(BOOT_SUFFIX)
 }
 
 /// `size` rounded up to whole steps; `None` when it is no size or there is no such number.

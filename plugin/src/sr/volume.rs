@@ -8,7 +8,7 @@ use crate::sr::catalog::failed;
 use crate::sr::file::{FileSr, bytes};
 use crate::sr::image::{self, Image};
 use crate::sr::publish;
-use crate::sr::record::{Record, is_key, round_up};
+use crate::sr::record::{Record, is_boot_key, is_key, round_up};
 use rustix::fs::{FallocateFlags, Mode, OFlags};
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
@@ -55,7 +55,8 @@ impl FileSr {
     pub fn volumes_and_keys(&self) -> Result<Vec<(VdiInfo, Pairs)>, StorageError> {
         self.check()?;
         let records = self.catalog.list()?;
-        Ok(records.iter().map(|record| (self.tell(record), record.keys())).collect())
+        let told = records.iter().filter(|record| !is_boot_key(&record.key));
+        Ok(told.map(|record| (self.tell(record), record.keys())).collect())
     }
 
     /// Data blocks in use, bytes. A missing data file has none: activation tells of it.
@@ -185,6 +186,11 @@ impl FileSr {
         let name = Record::data_file(key);
         publish::remove(&self.dir, &name)
             .map_err(|error| failed("remove", &self.dir.join(&name), &error))
+    }
+
+    /// Whether anything lies where a volume's data file should.
+    pub(super) fn has_data(&self, key: &str) -> bool {
+        self.dir.join(Record::data_file(key)).symlink_metadata().is_ok()
     }
 
     /// Removes a volume: its record first, then its data. Succeeds when it is gone.

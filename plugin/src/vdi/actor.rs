@@ -12,6 +12,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument;
 use zerotap_rpc_schema::StorageError;
+use zerotap_rpc_schema::admin::Unlocked;
 use zerotap_rpc_schema::smapi2::{Backend, Implementation, Mode, Nbd, Pairs, VdiInfo, XenDisk};
 
 /// Where an answer goes. Its reader may have gone: the client hung up.
@@ -40,6 +41,8 @@ pub enum Command {
     Create { record: Box<Record>, reply: Reply<VdiInfo> },
     Destroy { reply: Reply<()> },
     Copy { record: Box<Record>, reply: Reply<VdiInfo> },
+    Revert { snapshot: String, reply: Reply<()> },
+    Unlock { from: String, reason: String, reply: Reply<Unlocked> },
     Resize { size: i64, reply: Reply<i64> },
     Edit { edit: Edit, reply: Reply<()> },
     Attach { dp: String, domain: String, mode: Mode, reply: Reply<Backend> },
@@ -88,6 +91,10 @@ impl Vdi<'_> {
             Command::Create { record, reply } => answer(reply, self.create(*record).await),
             Command::Destroy { reply } => answer(reply, self.destroy().await),
             Command::Copy { record, reply } => answer(reply, self.copy(*record).await),
+            Command::Revert { snapshot, reply } => answer(reply, self.revert(snapshot).await),
+            Command::Unlock { from, reason, reply } => {
+                answer(reply, self.unlock(from, reason).await);
+            }
             Command::Resize { size, reply } => answer(reply, self.resize(size).await),
             Command::Edit { edit, reply } => answer(reply, self.edit(edit).await),
             Command::Attach { dp, domain, mode, reply } => {

@@ -38,9 +38,9 @@ impl Vdi<'_> {
         mode: Mode,
     ) -> Result<Backend, StorageError> {
         let sr = self.registry.srs.get(&self.id.sr)?;
-        check_name("datapath", dp)?;
+        check_name("name of a datapath", dp)?;
         if !domain.is_empty() {
-            check_name("domain", &domain)?;
+            check_name("name of a domain", &domain)?;
         }
         let key = self.id.vdi.clone();
         let record = sr.run(move |file| file.volume(&key)).await?;
@@ -237,14 +237,13 @@ impl Vdi<'_> {
 }
 
 /// Callers choose these names; they end up in the log and in other callers' error texts.
-fn check_name(what: &str, name: &str) -> Result<(), StorageError> {
+pub(super) fn check_name(what: &str, name: &str) -> Result<(), StorageError> {
     let plain = name.len() <= NAME_BYTES_MAX && !name.chars().any(char::is_control);
     if plain && !name.is_empty() {
         return Ok(());
     }
     let text = format!(
-        "cannot attach: {name:?} cannot be the name of a {what}: 1 to {NAME_BYTES_MAX} bytes \
-         without control characters"
+        "{name:?} cannot be the {what}: give 1 to {NAME_BYTES_MAX} bytes without control characters"
     );
     Err(StorageError::backend(number::BAD_REQUEST, text))
 }

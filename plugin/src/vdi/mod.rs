@@ -1,22 +1,26 @@
 //! VDIs in use: which datapath holds which, and the worker that serves it.
 //!
 //! `registry` is the door, `actor` the queue behind it, `automaton` the rules (pure), `datapath`,
-//! `volume`, `resize` and `service` what the commands do, `recover` what a new daemon does first,
-//! `chores` what is tried again.
+//! `volume`, `resize`, `revert` and `service` what the commands do, `epoch` disks that forget,
+//! `recover` what a new daemon does first, `chores` what is tried again, `tasks` what lasts.
 
 pub mod actor;
 pub mod automaton;
 pub mod chores;
 mod datapath;
+mod epoch;
 mod id;
 pub mod recover;
 pub mod registry;
 mod resize;
+mod revert;
 mod service;
+mod tasks;
 mod volume;
 
 pub use id::VdiId;
 pub use registry::{Holder, Registry};
+pub use tasks::Task;
 
 #[cfg(test)]
 mod tests;

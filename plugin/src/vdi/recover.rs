@@ -162,6 +162,13 @@ async fn act(
             follow(registry, vdi, bytes).await?;
             settle(registry, *intent).await
         }
+        (Action::FinishRevert(intent, vdi, size), _) => {
+            let (key, size) = (vdi.vdi.clone(), *size);
+            let sr = registry.srs.get(&vdi.sr)?;
+            sr.run(move |file| file.finish_revert(&key, size)).await?;
+            registry.owe(vdi).await?;
+            settle(registry, *intent).await
+        }
         (Action::FinishDeactivate(intent, vdi, dp), _) => {
             registry.deactivate(vdi, dp.clone()).await?;
             settle(registry, *intent).await

@@ -10,6 +10,7 @@ use crate::state::{Datapath, Operation, State};
 use crate::vdi::VdiId;
 use crate::vdi::actor::{self, Command, Edit, Job, Reply};
 use crate::vdi::automaton::superstate;
+use crate::vdi::tasks::{Task, Tasks};
 use crate::worker::set::Entry;
 use crate::worker::{Launcher, WorkerHandle, Workers};
 use std::collections::HashMap;
@@ -18,6 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
 use zerotap_rpc_schema::StorageError;
+use zerotap_rpc_schema::admin::Unlocked;
 use zerotap_rpc_schema::error::number;
 use zerotap_rpc_schema::smapi2::{Backend, DpStat, Mode, VdiInfo, VdiState};
 
@@ -47,6 +49,8 @@ pub struct Registry {
     pub(super) workers: Workers,
     pub(super) launcher: Launcher,
     pub(super) backend_kind: String,
+    /// What lasts.
+    pub(super) tasks: Tasks,
     /// Wakes whoever does what is owed (`chores.rs`).
     pub(super) chores: Notify,
     actors: Mutex<HashMap<VdiId, mpsc::Sender<Job>>>,
@@ -62,8 +66,8 @@ impl Registry {
         launcher: Launcher,
         backend_kind: String,
     ) -> Arc<Registry> {
-        let (actors, chores) = (Mutex::default(), Notify::new());
-        Arc::new(Registry { state, srs, workers, launcher, backend_kind, chores, actors })
+        let (actors, chores, tasks) = (Mutex::default(), Notify::new(), Tasks::default());
+        Arc::new(Registry { state, srs, workers, launcher, backend_kind, tasks, chores, actors })
     }
 
     /// The worker that serves a VDI now. No I/O.
@@ -89,8 +93,7 @@ impl Registry {
     /// # Errors
     /// The database failed.
     pub async fn holders(&self, vdi: &VdiId) -> Result<Vec<Holder>, StorageError> {
-        let datapaths = self.state.datapaths(vdi).await.map_err(internal)?;
-        Ok(datapaths.into_iter().map(Holder::from).collect())
+        Ok(self.uses(vdi).await?.into_iter().map(Holder::from).collect())
     }
 
     /// Every use of every VDI.
@@ -101,13 +104,28 @@ impl Registry {
         self.state.all_datapaths().await.map_err(internal)
     }
 
+    /// Whether some use of a VDI may write to it now.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub(super) async fn is_written(&self, vdi: &VdiId) -> Result<bool, StorageError> {
+        let writes = |held: &Datapath| held.state == VdiState::Activated(Mode::ReadWrite);
+        Ok(self.state.datapaths(vdi).await.map_err(internal)?.iter().any(writes))
+    }
+
+    /// What lasts and is under way, the oldest first. No I/O.
+    #[must_use]
+    pub fn tasks(&self) -> Vec<Arc<Task>> {
+        self.tasks.list()
+    }
+
     /// DP.stat_vdi.
     ///
     /// # Errors
     /// No such SR; the database failed.
     pub async fn stat(&self, vdi: &VdiId) -> Result<DpStat, StorageError> {
         self.srs.get(&vdi.sr)?;
-        let datapaths = self.state.datapaths(vdi).await.map_err(internal)?;
+        let datapaths = self.uses(vdi).await?;
         Ok(DpStat {
             superstate: superstate(datapaths.iter().map(|held| held.state)),
             dps: datapaths.into_iter().map(|held| (held.dp, held.state)).collect(),
@@ -124,9 +142,10 @@ impl Registry {
     /// # Errors
     /// `Does_not_exist` for a datapath that is not attached.
     pub async fn attach_info(&self, vdi: &VdiId, dp: &str) -> Result<Backend, StorageError> {
-        let datapaths = self.state.datapaths(vdi).await.map_err(internal)?;
+        let used = self.used(vdi, dp).await?;
+        let datapaths = self.state.datapaths(&used).await.map_err(internal)?;
         if datapaths.iter().any(|held| held.dp == dp) {
-            return Ok(self.backend(vdi));
+            return Ok(self.backend(&used));
         }
         Err(StorageError::DoesNotExist(("datapath".into(), dp.into())))
     }
@@ -160,11 +179,38 @@ impl Registry {
         self.ask(vdi, |reply| Command::Copy { record: Box::new(record), reply }).await
     }
 
+    /// VDI.revert: `vdi` gets the content of `snapshot`, a key of its SR.
+    ///
+    /// # Errors
+    /// It is active; either is missing; no space.
+    pub async fn revert(
+        self: &Arc<Self>,
+        vdi: &VdiId,
+        snapshot: String,
+    ) -> Result<(), StorageError> {
+        self.ask(vdi, |reply| Command::Revert { snapshot, reply }).await
+    }
+
+    /// VDI.unlock: takes a VDI from the host `from`, which is dead, for a `reason`.
+    ///
+    /// # Errors
+    /// Another host has it, or none; its data is locked; no such VDI.
+    pub async fn unlock(
+        self: &Arc<Self>,
+        vdi: &VdiId,
+        from: String,
+        reason: String,
+    ) -> Result<Unlocked, StorageError> {
+        self.ask(vdi, |reply| Command::Unlock { from, reason, reply }).await
+    }
+
     /// VDI.destroy.
     ///
     /// # Errors
     /// It is in use; no such SR.
     pub async fn destroy(self: &Arc<Self>, vdi: &VdiId) -> Result<(), StorageError> {
+        // A copy that a guest uses instead goes first, or is in the way.
+        self.epoch_end(vdi).await?;
         self.ask(vdi, |reply| Command::Destroy { reply }).await
     }
 
@@ -195,6 +241,7 @@ impl Registry {
         domain: String,
         mode: Mode,
     ) -> Result<Backend, StorageError> {
+        let vdi = &self.to_attach(vdi, &dp).await?;
         self.ask(vdi, |reply| Command::Attach { dp, domain, mode, reply }).await
     }
 
@@ -208,6 +255,7 @@ impl Registry {
         dp: String,
         read_only: bool,
     ) -> Result<(), StorageError> {
+        let vdi = &self.used(vdi, &dp).await?;
         self.ask(vdi, |reply| Command::Activate { dp, read_only, reply }).await
     }
 
@@ -216,6 +264,7 @@ impl Registry {
     /// # Errors
     /// The worker does not let go.
     pub async fn deactivate(self: &Arc<Self>, vdi: &VdiId, dp: String) -> Result<(), StorageError> {
+        let vdi = &self.used(vdi, &dp).await?;
         self.ask(vdi, |reply| Command::Deactivate { dp, reply }).await
     }
 
@@ -224,6 +273,7 @@ impl Registry {
     /// # Errors
     /// It is active.
     pub async fn detach(self: &Arc<Self>, vdi: &VdiId, dp: String) -> Result<(), StorageError> {
+        let vdi = &self.used(vdi, &dp).await?;
         self.ask(vdi, |reply| Command::Detach { dp, reply }).await
     }
 
@@ -237,6 +287,7 @@ impl Registry {
         dp: String,
         allow_leak: bool,
     ) -> Result<(), StorageError> {
+        let vdi = &self.used(vdi, &dp).await?;
         self.ask(vdi, |reply| Command::DestroyDatapath { dp, allow_leak, reply }).await
     }
 
@@ -258,7 +309,7 @@ impl Registry {
         Ok(())
     }
 
-    async fn ask<T>(
+    pub(super) async fn ask<T>(
         self: &Arc<Self>,
         vdi: &VdiId,
         command: impl FnOnce(Reply<T>) -> Command,

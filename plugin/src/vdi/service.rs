@@ -53,6 +53,13 @@ impl Vdi<'_> {
                 return Err(self.fenced_off(&image));
             }
         }
+        if !image.is_current() {
+            let text = format!(
+                "cannot activate VDI {}: it was reverted at this very moment. Try again",
+                self.id
+            );
+            return Err(StorageError::backend(number::VDI_UNAVAILABLE, text));
+        }
         let state = &self.registry.state;
         let worker = Launcher::new_id();
         let intent = Operation::Activate { worker: worker.clone() };
@@ -174,8 +181,9 @@ impl Vdi<'_> {
     async fn await_fence(&self) -> Result<(), StorageError> {
         let Ok(sr) = self.registry.srs.get(&self.id.sr) else { return Ok(()) };
         let key = self.id.vdi.clone();
-        let opened = sr.run(move |file| file.open_image(&file.volume(&key)?, true)).await;
-        // An image that can't be opened is nobody's; whoever activates it next is told.
+        let opened = sr.run(move |file| file.open_image(&file.volume_here(&key)?, true)).await;
+        // An image that can't be opened is nobody's; whoever activates it next is told. One that
+        // another host has was taken from us when nobody had it locked any more.
         let Ok(image) = opened else { return Ok(()) };
         if fence(&image, FENCE_DEADLINE).await? { Ok(()) } else { Err(self.fenced_off(&image)) }
     }

@@ -1,4 +1,4 @@
-//! What the volume commands do: create, copy, destroy, edit.
+//! What the volume commands do: create, copy, unlock, destroy, edit.
 //!
 //! They refuse what would pull a volume from under its users; the SR does the rest. Run by the
 //! VDI's actor alone.
@@ -10,8 +10,10 @@ use crate::sr::{COPY_DEADLINE, Sr};
 use crate::state::Operation;
 use crate::vdi::VdiId;
 use crate::vdi::actor::{Edit, Vdi};
+use crate::vdi::datapath::check_name;
 use std::time::Instant;
 use zerotap_rpc_schema::StorageError;
+use zerotap_rpc_schema::admin::Unlocked;
 use zerotap_rpc_schema::error::number;
 use zerotap_rpc_schema::smapi2::{VdiInfo, VdiState};
 
@@ -34,12 +36,12 @@ impl Vdi<'_> {
         let sr = self.registry.srs.get(&self.id.sr)?;
         self.retry_leaked().await?;
         let state = &self.registry.state;
-        let held = state.datapaths(self.id).await.map_err(internal)?;
-        let in_use = held.iter().any(|held| matches!(held.state, VdiState::Activated(_)));
+        let in_use = self.registry.is_written(self.id).await?;
         let copy = VdiId::new(self.id.sr.clone(), record.key.clone());
         let intent = state.begin(&copy, &Operation::CreateVdi).await.map_err(internal)?;
         let (source, started) = (self.id.vdi.clone(), Instant::now());
-        let work = move |file: &FileSr| file.copy(&source, &record, in_use);
+        let task = self.registry.tasks.begin(self.id, "copy");
+        let work = move |file: &FileSr| file.copy(&source, &record, in_use, &task.progress);
         let made = sr.run_for(COPY_DEADLINE, work).await;
         if made.as_ref().err().is_none_or(|error| !is_open(error)) {
             state.settle(intent).await.map_err(internal)?;
@@ -48,6 +50,21 @@ impl Vdi<'_> {
         let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::info!(vdi = %self.id, %copy, snapshot = made.is_a_snapshot, ms, "VDI copied");
         Ok(made)
+    }
+
+    pub(super) async fn unlock(
+        &self,
+        from: String,
+        reason: String,
+    ) -> Result<Unlocked, StorageError> {
+        check_name("reason", &reason)?;
+        let sr = self.registry.srs.get(&self.id.sr)?;
+        let key = self.id.vdi.clone();
+        let seen = sr.run(move |file| file.unlock(&key, &from)).await?;
+        let Unlocked { host, boot_id, epoch, since, data } = &seen;
+        let vdi = self.id;
+        tracing::warn!(%vdi, host, boot_id, epoch, since, data, reason, "VDI taken by force");
+        Ok(seen)
     }
 
     pub(super) async fn destroy(&self) -> Result<(), StorageError> {
@@ -82,7 +99,7 @@ impl Vdi<'_> {
     }
 
     /// Refuses while a datapath is in one of the states that `excludes` tells.
-    async fn check_unused(
+    pub(super) async fn check_unused(
         &self,
         verb: &str,
         excludes: impl Fn(VdiState) -> bool,

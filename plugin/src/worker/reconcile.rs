@@ -38,6 +38,8 @@ pub enum Action {
     FinishDestroy(i64, VdiId),
     /// Finish to grow a volume to this many bytes, when its data has grown.
     FinishResize(i64, VdiId, i64),
+    /// Finish to revert a volume to content of this many bytes, when that is in place.
+    FinishRevert(i64, VdiId, i64),
     /// Deactivate this datapath.
     FinishDeactivate(i64, VdiId, String),
     /// Give a VDI's record back, if the VDI is not active here.
@@ -80,6 +82,7 @@ pub fn plan(situation: &Situation) -> Vec<Action> {
         Operation::CreateVdi => Action::UndoCreate(*id, vdi.clone()),
         Operation::DestroyVdi => Action::FinishDestroy(*id, vdi.clone()),
         Operation::ResizeVdi { size } => Action::FinishResize(*id, vdi.clone(), *size),
+        Operation::RevertVdi { size } => Action::FinishRevert(*id, vdi.clone(), *size),
         // Its worker has no row, or the intent would be settled: it is among the strays.
         Operation::Activate { .. } | Operation::Disown => Action::Disown(*id, vdi.clone()),
         Operation::Deactivate { dp } => Action::FinishDeactivate(*id, vdi.clone(), dp.clone()),
@@ -111,6 +114,7 @@ mod tests {
             Just(Operation::CreateVdi),
             Just(Operation::DestroyVdi),
             (1..9i64).prop_map(|size| Operation::ResizeVdi { size }),
+            (1..9i64).prop_map(|size| Operation::RevertVdi { size }),
             Just(Operation::Activate { worker: "w9".into() }),
             Just(Operation::Deactivate { dp: "dp".into() }),
             Just(Operation::DestroySr),

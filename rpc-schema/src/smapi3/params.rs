@@ -122,6 +122,15 @@ arguments! {
         /// What to keep no longer; success when it is not there.
         pub k: String,
     }
+    /// `Volume.revert`.
+    pub struct VolumeRevertParams {
+        /// The SR's handle.
+        pub sr: String,
+        /// The key of the volume whose content it gets.
+        pub snapshot: String,
+        /// The key of the volume to revert.
+        pub key: String,
+    }
     /// `Volume.resize`.
     pub struct VolumeResizeParams {
         /// The SR's handle.
@@ -130,6 +139,18 @@ arguments! {
         pub key: String,
         /// Bytes.
         pub new_size: i64,
+    }
+    /// `Datapath.open`.
+    pub struct DatapathOpenParams {
+        /// One of the volume's `uri`.
+        pub uri: String,
+        /// Whether what the guest writes is kept.
+        pub persistent: bool,
+    }
+    /// `Datapath.close`.
+    pub struct DatapathCloseParams {
+        /// One of the volume's `uri`.
+        pub uri: String,
     }
     /// One use of a volume.
     pub struct DatapathParams {

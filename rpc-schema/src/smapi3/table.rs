@@ -6,9 +6,10 @@
 
 use super::arguments::{Arguments, Field};
 use super::params::{
-    ConfigurationParams, DatapathParams, NoArguments, SrCreateParams, SrDescriptionParams,
-    SrNameParams, SrParams, VolumeCreateParams, VolumeDescriptionParams, VolumeNameParams,
-    VolumeParams, VolumeResizeParams, VolumeSetParams, VolumeUnsetParams,
+    ConfigurationParams, DatapathCloseParams, DatapathOpenParams, DatapathParams, NoArguments,
+    SrCreateParams, SrDescriptionParams, SrNameParams, SrParams, VolumeCreateParams,
+    VolumeDescriptionParams, VolumeNameParams, VolumeParams, VolumeResizeParams,
+    VolumeRevertParams, VolumeSetParams, VolumeUnsetParams,
 };
 use super::{ProbeResult, QueryResult, SrStat, Volume};
 use crate::method::methods;
@@ -88,12 +89,18 @@ scripts! {
     "Volume.snapshot" => VolumeSnapshot(VolumeParams) -> Volume, gives ["VDI_SNAPSHOT"];
     /// Make a writable volume with another's content.
     "Volume.clone" => VolumeClone(VolumeParams) -> Volume, gives ["VDI_CLONE"];
+    /// Give a volume that is not active the content of its snapshot, which stays.
+    "Volume.revert" => VolumeRevert(VolumeRevertParams) -> (), gives ["VDI_REVERT"];
     /// Grow a volume, which a guest may use meanwhile.
     "Volume.resize" => VolumeResize(VolumeResizeParams) -> (),
         gives ["VDI_RESIZE", "VDI_RESIZE_ONLINE"];
     /// What a volume is.
     "Volume.stat" => VolumeStat(VolumeParams) -> Volume, gives ["VDI_UPDATE"];
 
+    /// A guest starts: what it writes is kept, or forgotten when it has ended.
+    "Datapath.open" => DatapathOpen(DatapathOpenParams) -> (), gives ["NONPERSISTENT"];
+    /// A guest has ended.
+    "Datapath.close" => DatapathClose(DatapathCloseParams) -> ();
     /// Reserve a volume for a domain; the answer is how to use it, final from now on.
     "Datapath.attach" => DatapathAttach(DatapathParams) -> Backend, gives ["VDI_ATTACH"];
     /// Start to serve an attached volume.

@@ -1,7 +1,7 @@
 //! VDIs as tables.
 
 use super::super::{pair, size, table};
-use zerotap_rpc_schema::admin::Worker;
+use zerotap_rpc_schema::admin::{Unlocked, Worker};
 use zerotap_rpc_schema::smapi2::{DpStat, VdiInfo};
 
 /// The VDI's uuid; its key where it has none.
@@ -25,6 +25,12 @@ pub(super) fn list(vdis: &[(&str, &VdiInfo)], workers: &[Worker]) -> String {
     };
     let rows: Vec<_> = vdis.iter().map(row).collect();
     table::columns(&["UUID", "NAME", "SIZE", "USED", "WORKER", "SR"], &[2, 3], &rows)
+}
+
+/// From whom a VDI was taken.
+pub(super) fn unlocked(seen: &Unlocked) -> String {
+    let Unlocked { host, boot_id, epoch, since, data } = seen;
+    format!("taken from host {host} (boot {boot_id}, activation {epoch} of {since}); {data}\n")
 }
 
 /// One VDI and its datapaths.
