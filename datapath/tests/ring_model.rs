@@ -12,7 +12,8 @@ use zerotap_datapath::ring::back::BackRing;
 use zerotap_datapath::ring::shared::{Memory, PAGE_BYTES};
 
 const REQUESTS: u32 = 2;
-/// Where a thread is stopped against its will, at the most; three take ten times as long and found nothing more.
+/// Where a thread is stopped against its will, at the most; three take ten times as long and found
+/// nothing more.
 const PREEMPTIONS_MAX: usize = 2;
 const REQ_PROD: usize = 0;
 const REQ_EVENT: usize = 1;

@@ -98,6 +98,12 @@ impl BareWorker {
         &self.socket
     }
 
+    /// What it logs to.
+    #[must_use]
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
     /// Its process.
     #[must_use]
     pub fn pid(&self) -> u32 {

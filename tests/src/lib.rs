@@ -4,11 +4,13 @@
 pub mod bare_worker;
 pub mod bench;
 pub mod blkfront;
+pub mod footprint;
 pub mod genuine_xenstored;
 pub mod guest;
 pub mod harness;
 pub mod message_switch;
 pub mod programs;
+pub mod siege;
 pub mod simguest;
 pub mod simhost;
 pub mod storage_script;

@@ -10,91 +10,18 @@ use zerotap_datapath::ring::abi::{
 use zerotap_datapath::ring::shared::SharedMapping;
 use zerotap_datapath::xen::sim;
 use zerotap_rpc_schema::worker::{Answer, Ask, QueueParameters, RingParameters, VbdId};
-use zerotap_tests::bare_worker::{BareWorker, Control, HandBackend};
+use zerotap_tests::bare_worker::Control;
+use zerotap_tests::blkfront::Options;
 use zerotap_tests::blkfront::request::{encode_direct, encode_indirect, encode_segment};
 use zerotap_tests::blkfront::ring::Response;
-use zerotap_tests::blkfront::{Blkfront, Options, state};
-use zerotap_tests::guest::{Domain, FRAME_BYTES};
+use zerotap_tests::guest::FRAME_BYTES;
 use zerotap_tests::harness::eventually;
-use zerotap_tests::simguest::{Expect, Guest, Running};
-use zerotap_tests::simhost::SimHost;
+use zerotap_tests::siege::{DISK_BYTES, Siege};
 use zerotap_tests::workload::random::Random;
 
-const GOOD: VbdId = VbdId { domid: 5, devid: 51712 };
 const HOSTILE: VbdId = VbdId { domid: 6, devid: 51712 };
-const DISK_BYTES: u64 = 16 << 20;
 /// A grant reference that no guest here ever makes.
 const NO_GREF: u32 = 20_000;
-const SOON: Duration = Duration::from_secs(30);
-
-/// A worker, a good guest at work, and a hostile front end beside it, which may only read.
-struct Siege {
-    hostile: Blkfront,
-    control: Control,
-    worker: BareWorker,
-    good: Running,
-    good_backend: HandBackend,
-    host: SimHost,
-    image: std::path::PathBuf,
-    _dirs: [tempfile::TempDir; 2],
-}
-
-impl Siege {
-    fn lay(options: Options) -> anyhow::Result<Siege> {
-        let dirs = [tempfile::tempdir()?, tempfile::tempdir_in("/dev/shm")?];
-        let host = SimHost::start(dirs[1].path())?;
-        let image = dirs[0].path().join("image");
-        std::fs::File::create(&image)?.set_len(DISK_BYTES)?;
-        let worker = BareWorker::start(&host, dirs[0].path(), &image, false)?;
-        let mut control = worker.control()?;
-        let info = control.image().context("the image")?;
-
-        let good = Running::start(host.dir(), Guest::new(GOOD.domid), Expect::Fresh)?;
-        let mut good_backend = HandBackend::offer(&host, GOOD, &info)?;
-        good_backend.wait_front(state::INITIALISED)?;
-        worker.connect(&mut control, GOOD, good_backend.ring()?, false)?;
-        good_backend.set_state(state::CONNECTED)?;
-        good.progresses(10, SOON)?;
-
-        let domain = Domain::create(host.dir(), HOSTILE.domid, 16 << 20, true)?;
-        let (hostile, _) = worker.connect_front(&host, &mut control, domain, options, true)?;
-        Ok(Siege { hostile, control, worker, good, good_backend, host, image, _dirs: dirs })
-    }
-
-    /// Puts one entry into the ring and answers what the back end says to it.
-    fn send(&mut self, entry: &[u8; 112]) -> anyhow::Result<Response> {
-        let (domain, ring, port) = self.hostile.raw();
-        ring.write(domain.memory(), entry);
-        if ring.push(domain.memory()) {
-            port.notify()?;
-        }
-        eventually("an answer", || ring.take(domain.memory()))
-    }
-
-    fn is_broken(&mut self) -> anyhow::Result<bool> {
-        Ok(self.control.counters(HOSTILE)?.broken)
-    }
-
-    /// The good guest still gets answers, and in the end every byte of its disk is right; the
-    /// hostile one is got rid of, and nothing of it stays mapped.
-    fn lift(mut self) -> anyhow::Result<()> {
-        self.good.progresses(100, SOON).context("the good guest")?;
-        let gone = self.control.ask(Ask::Disconnect { vbd: HOSTILE })?;
-        anyhow::ensure!(gone == Answer::Done, "{gone:?}");
-        let kept = self.hostile.domain().uses_in_all();
-        anyhow::ensure!(kept == 0, "{kept} pages of the hostile guest are still mapped");
-        self.good.progress.stop();
-        self.good_backend.wait_front(state::CLOSING)?;
-        self.good_backend.set_state(state::CLOSING)?;
-        self.good_backend.wait_front(state::CLOSED)?;
-        self.control.ask(Ask::Disconnect { vbd: GOOD })?;
-        self.good_backend.set_state(state::CLOSED)?;
-        let mut ended = self.good.join()?;
-        anyhow::ensure!(self.control.ask(Ask::Shutdown)? == Answer::Done, "shutdown");
-        anyhow::ensure!(self.worker.wait()?, "the worker's exit status");
-        ended.model.check_image(&self.image)
-    }
-}
 
 fn checked_off() -> Options {
     Options { checked: false, ..Options::default() }

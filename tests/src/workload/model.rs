@@ -146,9 +146,17 @@ impl Model {
     /// # Errors
     /// When the image is short, or a sector is wrong.
     pub fn check_image(&mut self, image: &Path) -> anyhow::Result<()> {
+        self.check_image_below(image, self.sectors())
+    }
+
+    /// Judges a raw image as far as `end`.
+    ///
+    /// # Errors
+    /// As [`Model::check_image`].
+    pub fn check_image_below(&mut self, image: &Path, end: u64) -> anyhow::Result<()> {
         let mut image = BufReader::with_capacity(1 << 20, File::open(image)?);
         let mut found = [0; SECTOR_BYTES];
-        for sector in 0..self.sectors() {
+        for sector in 0..end {
             image.read_exact(&mut found)?;
             self.check(sector, &found).map_err(anyhow::Error::msg)?;
         }
