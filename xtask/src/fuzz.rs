@@ -126,5 +126,5 @@ fn fuzz(target: &str, runs: u64) -> Result<()> {
 /// libFuzzer's own merge: into the first corpus goes what adds coverage to it.
 fn keep(target: &str) -> Result<()> {
     let (mut program, [found, committed]) = prepare(target)?;
-    process::run(program.args(["-merge=1", "-verbosity=0"]).args([committed, found]))
+    process::run(program.args(["-set_cover_merge=1", "-verbosity=0"]).args([committed, found]))
 }

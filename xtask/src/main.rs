@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod asan;
 mod bench;
 mod demo;
 mod dist;
@@ -43,6 +44,8 @@ enum Command {
     Dist(dist::Options),
     /// Feed parsers inputs that libFuzzer thinks up, until one finds something.
     Fuzz(fuzz::Options),
+    /// Run the tests, and the programs that they start, under the address sanitizer.
+    Asan(asan::Options),
     /// Measure beside fio and beside the kernel's blkback.
     Bench(bench::Options),
 }
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Command::Queries(options) => queries::run(&options),
         Command::Dist(options) => dist::run(&options),
         Command::Fuzz(options) => fuzz::run(&options),
+        Command::Asan(options) => asan::run(&options),
         Command::Bench(options) => bench::run(&options),
     };
     exit_code(done)

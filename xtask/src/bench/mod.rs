@@ -33,8 +33,10 @@ pub(crate) enum Part {
     Xen,
 }
 
+type Measure = fn() -> Result<Vec<Figure>>;
+
 /// Each part, and what measures it.
-const PARTS: &[(Part, fn() -> Result<Vec<Figure>>)] = &[
+const PARTS: &[(Part, Measure)] = &[
     (Part::Sim, sim::measure),
     (Part::Rpc, rpc::measure),
     (Part::Nbd, nbd::measure),
