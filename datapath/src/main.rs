@@ -12,11 +12,13 @@ use zerotap_datapath::inherit::inherited;
 use zerotap_datapath::sandbox::confine;
 use zerotap_datapath::worker::{Given, Worker};
 use zerotap_datapath::xen::Host;
+use zerotap_datapath::xen::budget::Budget;
 use zerotap_rpc_schema::worker::TransferRule;
 
 const USAGE: &str = "zerotap-datapath is started by zerotap, with descriptors it inherits:
   zerotap-datapath --id ID --host xen|sim [--user UID] [--read-only] [--network] \
-  [--transfer auto|map|copy] --listener-fd N --image-fd N --gntdev-fd N [--nbd-fd N --nbd-name NAME]";
+  [--transfer auto|map|copy] --listener-fd N --image-fd N --gntdev-fd N \
+  [--budget-fd N] [--nbd-fd N --nbd-name NAME]";
 
 /// The command line, as the daemon writes it.
 #[derive(Default)]
@@ -30,6 +32,7 @@ struct Arguments {
     listener: Option<OwnedFd>,
     image: Option<OwnedFd>,
     gntdev: Option<OwnedFd>,
+    budget: Option<OwnedFd>,
     nbd: Option<OwnedFd>,
     nbd_name: String,
 }
@@ -66,7 +69,11 @@ fn serve(arguments: Arguments) -> Result<(), String> {
         host,
         read_only: arguments.read_only,
         network: arguments.network,
-        transfer: arguments.transfer.unwrap_or(TransferRule::Map),
+        budget: match arguments.budget {
+            Some(file) => Budget::new(file).map_err(|errno| format!("--budget-fd: {errno}"))?,
+            None => Budget::unlimited(),
+        },
+        transfer: arguments.transfer.unwrap_or_default(),
         image: Image::new(arguments.image.ok_or_else(|| missing("--image-fd"))?)
             .map_err(|error| error.to_string())?,
         listener: arguments.listener.ok_or_else(|| missing("--listener-fd"))?,
@@ -101,10 +108,15 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
             "--id" => arguments.id = Some(value),
             "--user" => arguments.user = Some(parse_user(&value)?),
             "--host" => arguments.host = Some(parse_host(&value)?),
-            "--transfer" => arguments.transfer = Some(parse_transfer(&value)?),
+            "--transfer" => {
+                let rule: Result<TransferRule, _> = value.parse();
+                arguments.transfer =
+                    Some(rule.map_err(|why| format!("--transfer {value}: {why}"))?);
+            }
             "--listener-fd" => arguments.listener = Some(descriptor(&word, &value)?),
             "--image-fd" => arguments.image = Some(descriptor(&word, &value)?),
             "--gntdev-fd" => arguments.gntdev = Some(descriptor(&word, &value)?),
+            "--budget-fd" => arguments.budget = Some(descriptor(&word, &value)?),
             "--nbd-fd" => arguments.nbd = Some(descriptor(&word, &value)?),
             "--nbd-name" => arguments.nbd_name = value,
             _ => return Err(format!("unknown argument {word}")),
@@ -118,15 +130,6 @@ fn parse_host(value: &str) -> Result<Host, String> {
         "xen" => Ok(Host::Xen),
         "sim" => Ok(Host::Sim),
         _ => Err(format!("--host is xen or sim, not {value}")),
-    }
-}
-
-fn parse_transfer(value: &str) -> Result<TransferRule, String> {
-    match value {
-        "auto" => Ok(TransferRule::Auto),
-        "map" => Ok(TransferRule::Map),
-        "copy" => Ok(TransferRule::Copy),
-        _ => Err(format!("--transfer is auto, map or copy, not {value}")),
     }
 }
 

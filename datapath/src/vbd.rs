@@ -4,6 +4,7 @@ use crate::device::Ring;
 use crate::image::Image;
 use crate::queue::Queue;
 use crate::xen::Host;
+use crate::xen::budget::Budget;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use zerotap_rpc_schema::worker::{
@@ -17,6 +18,8 @@ pub struct Common {
     pub host: Host,
     /// The image is reached over a network.
     pub network: bool,
+    /// What this host lets its workers map.
+    pub budget: Arc<Budget>,
     /// The grant device.
     pub gntdev: Arc<OwnedFd>,
     /// The image.
@@ -79,6 +82,7 @@ impl Vbd {
                 read_only: terms.read_only,
                 rule: terms.rule,
                 network: common.network,
+                budget: Arc::clone(&common.budget),
             };
             match Queue::connect(id, ring, &common.image, &common.ended) {
                 Ok(queue) => queues.push(queue),

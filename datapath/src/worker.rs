@@ -9,6 +9,7 @@ use crate::nbd::server::Server;
 use crate::ring::request::INDIRECT_SEGMENTS_MAX;
 use crate::vbd::{Common, Terms, Vbd};
 use crate::xen::Host;
+use crate::xen::budget::Budget;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::FlockOperation;
 use std::collections::BTreeMap;
@@ -35,6 +36,8 @@ pub struct Given {
     pub read_only: bool,
     /// The image is reached over a network.
     pub network: bool,
+    /// What this host lets its workers map.
+    pub budget: Budget,
     /// How guests' pages are reached, unless a VBD has a rule of its own.
     pub transfer: TransferRule,
     /// The image.
@@ -92,6 +95,7 @@ impl Worker {
             common: Common {
                 host: given.host,
                 network: given.network,
+                budget: Arc::new(given.budget),
                 gntdev: Arc::new(given.gntdev),
                 image: Arc::new(given.image),
                 ended: Arc::new(ended),
@@ -244,6 +248,7 @@ impl Worker {
             queues_max: queues_max(),
             connected: self.vbds.iter_mut().map(Vbd::connected).collect(),
             resizes: true,
+            transfer: Some(self.transfer),
         }
     }
 

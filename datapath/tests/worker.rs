@@ -262,6 +262,33 @@ fn nothing_is_unmapped_that_a_network_may_still_send() {
 }
 
 #[test]
+fn what_the_host_cannot_spare_is_copied() {
+    let place = tempfile::NamedTempFile::new().unwrap();
+    place.as_file().set_len(1).unwrap();
+    // Each worker opens it anew: what is locked is the open file's.
+    let rig = || Rig::with_budget(64, place.reopen().unwrap().into());
+    let (one, two) = (rig(), rig());
+    let mut first = Front::connect_as(&one, 1, terms(Abi::X86_64, WAYS[0]));
+    let requests: Vec<_> = (0..100u32).map(|n| (OP_WRITE, 0, (20 + n, 0, 7))).collect();
+    for request in requests.chunks(20) {
+        assert_eq!(first.together(request), [STATUS_OKAY; 20]);
+    }
+    let counters = first.counters();
+    let (pages, requests) = (counters.persistent_pages, counters.standing_requests);
+    assert!((20..=64).contains(&pages) && requests == u64::from(pages), "{counters:?}");
+    assert_eq!(counters.grant_copied_requests, 100 - requests);
+    let mapped = terms(Abi::X86_64, (false, TransferRule::Map));
+    let mut second = Front::connect_as(&two, 2, mapped);
+    assert_eq!(second.transfer(OP_READ, 0, &[(20, 0, 7)]), STATUS_OKAY);
+    assert_eq!(second.counters().grant_copied_requests, 1, "the first has all of it");
+    first.disconnect();
+    let three = rig();
+    let mut third = Front::connect_as(&three, 3, mapped);
+    assert_eq!(third.transfer(OP_READ, 0, &[(20, 0, 7)]), STATUS_OKAY);
+    assert_eq!(third.counters().mapped_requests, 1, "what was given back is free");
+}
+
+#[test]
 fn what_is_chosen_by_cost_was_measured() {
     let rig = Rig::new(64);
     let mut front = Front::connect(&rig, Abi::X86_64, false, 1);

@@ -6,12 +6,16 @@ use crate::host::Host;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
+use zerotap_rpc_schema::worker::TransferRule;
 
 /// Read when it is there and no other is named.
 const DEFAULT_FILE: &str = "/etc/zerotap.toml";
 const DEFAULT_RUN_DIR: &str = "/run/zerotap";
 const DEFAULT_STATE: &str = "/var/lib/zerotap/state.db";
 const DEFAULT_BACKEND_KIND: &str = "qdisk";
+/// Half of what Xen has records for (`gnttab_max_maptrack_frames`, 1024 of 256 each) where dom0 is a
+/// PV domain, which needs two for each page.
+const DEFAULT_MAPPED_PAGES_MAX: u64 = 65_536;
 /// xenstore-rs warns of every event of a watch that was just dropped, which guests can cause at
 /// will.
 const DEFAULT_LOG: &str = "info,xenstore_rs=error";
@@ -73,6 +77,8 @@ struct File {
     boot_id_file: Option<PathBuf>,
     inventory_file: Option<PathBuf>,
     overcommit: Option<bool>,
+    transfer: Option<TransferRule>,
+    mapped_pages_max: Option<u64>,
     reattach_srs_at_boot: Option<bool>,
     log: Option<String>,
     log_json: Option<bool>,
@@ -134,6 +140,10 @@ pub struct Config {
     pub inventory_file: PathBuf,
     /// Whether a VDI may be larger than the SR's free space.
     pub overcommit: bool,
+    /// How guests' pages are reached, unless an SR, a VDI or a VBD has a rule of its own.
+    pub transfer: TransferRule,
+    /// Pages of guests that all workers together may have mapped.
+    pub mapped_pages_max: u64,
     /// Whether SRs stay attached over a reboot of the host. XAPI wants not: it plugs its PBDs anew.
     pub reattach_srs_at_boot: bool,
     /// tracing's filter, for example `info,zerotap=debug`.
@@ -171,6 +181,8 @@ impl Config {
             boot_id_file: file.boot_id_file.unwrap_or_else(|| DEFAULT_BOOT_ID_FILE.into()),
             inventory_file: file.inventory_file.unwrap_or_else(|| DEFAULT_INVENTORY_FILE.into()),
             overcommit: file.overcommit.unwrap_or(false),
+            transfer: file.transfer.unwrap_or_default(),
+            mapped_pages_max: file.mapped_pages_max.unwrap_or(DEFAULT_MAPPED_PAGES_MAX),
             reattach_srs_at_boot: file.reattach_srs_at_boot.unwrap_or(false),
             log: file.log.unwrap_or_else(|| DEFAULT_LOG.into()),
             log_json: file.log_json.unwrap_or(false),

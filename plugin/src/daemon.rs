@@ -68,6 +68,9 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
         dir: config.worker_dir(),
         nbd_dir: config.nbd_dir(),
         host: config.host.clone(),
+        budget: config.run_dir.join("budget"),
+        mapped_pages_max: config.mapped_pages_max,
+        transfer: config.transfer,
     };
     let registry = Registry::new(
         state.clone(),

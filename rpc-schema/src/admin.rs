@@ -1,7 +1,7 @@
 //! What operators ask beside SMAPIv2: VBDs, workers, the host.
 
 use crate::smapi2::{Mode, params};
-use crate::worker::{Counters, ImageInfo, NbdCounters, RingParameters};
+use crate::worker::{Counters, ImageInfo, NbdCounters, RingParameters, TransferRule};
 use crate::{Histogram, smapi2::Pairs};
 use serde::{Deserialize, Serialize};
 
@@ -206,6 +206,9 @@ params! {
         /// Plug it read-only.
         #[serde(default)]
         pub read_only: bool,
+        /// How the guest's pages are reached, where that is not as VDI, SR and configuration say.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub transfer: Option<TransferRule>,
     }
     /// `VBD.unplug`.
     pub struct VbdUnplugParams {

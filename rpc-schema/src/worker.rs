@@ -83,6 +83,37 @@ pub enum TransferRule {
     Copy,
 }
 
+/// Not the name of a rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NoTransferRule;
+
+impl std::fmt::Display for NoTransferRule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("transfer is auto, map or copy")
+    }
+}
+
+impl std::error::Error for NoTransferRule {}
+
+impl std::str::FromStr for TransferRule {
+    type Err = NoTransferRule;
+
+    fn from_str(word: &str) -> Result<Self, NoTransferRule> {
+        let rules = [TransferRule::Auto, TransferRule::Map, TransferRule::Copy];
+        rules.into_iter().find(|rule| rule.to_string() == word).ok_or(NoTransferRule)
+    }
+}
+
+impl std::fmt::Display for TransferRule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            TransferRule::Auto => "auto",
+            TransferRule::Map => "map",
+            TransferRule::Copy => "copy",
+        })
+    }
+}
+
 /// What the daemon asks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
@@ -173,6 +204,10 @@ pub enum Answer {
         /// Whether it knows [`Ask::Resize`]: a worker may be older than its daemon.
         #[serde(default)]
         resizes: bool,
+        /// How it reaches guests' pages, unless a VBD has a rule of its own; absent from one that
+        /// knows no rules.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        transfer: Option<TransferRule>,
     },
     /// The request took effect.
     Done,

@@ -16,6 +16,7 @@ use crate::image::{Capacity, Image};
 use crate::ring::back::BackRing;
 use crate::ring::request::{Limits, Transfer as Direction};
 use crate::ring::shared::PAGE_BYTES;
+use crate::xen::budget::{Allowance, Budget};
 use crate::xen::transfer::Transfer;
 use crate::xen::{Access, Channel, Grants, Held, Host};
 use buffers::Buffers;
@@ -140,6 +141,8 @@ pub struct Ring {
     pub rule: TransferRule,
     /// Whether the image is reached over a network.
     pub network: bool,
+    /// What this host lets its workers map.
+    pub budget: Arc<Budget>,
 }
 
 /// One connected ring. The field order is the order of dropping: the ring goes before the grants
@@ -225,7 +228,11 @@ impl Device {
                 errors: 0,
             },
             channel,
-            transfer: Transfer::new(grants, persistent && given.rule != TransferRule::Copy),
+            transfer: Transfer::new(
+                grants,
+                persistent && given.rule == TransferRule::Auto,
+                Allowance::new(given.budget),
+            ),
             buffers: Buffers::new().map_err(ConnectFailed::Buffers)?,
             rule: given.rule,
             network: given.network,

@@ -51,15 +51,21 @@ impl Device {
             return true;
         }
         let direct = slot.direct(self.memory_align_bytes);
-        let facts = Facts {
+        let mut facts = Facts {
             rule: self.rule,
             stands: self.transfer.stands(&slot.segments),
             direct,
             network: self.network,
+            room: true,
             sweep_pages,
             probe,
         };
-        let way = choose(&facts, self.transfer.costs());
+        let mut way = choose(&facts, self.transfer.costs());
+        // Only who would map asks for room.
+        if way == Way::Map && !self.transfer.make_room(sweep_pages) {
+            facts.room = false;
+            way = choose(&facts, self.transfer.costs());
+        }
         if way == Way::Copy || !direct {
             slot.buffer = self.buffers.take(slot.bytes as usize);
             if slot.buffer.is_none() {

@@ -50,7 +50,7 @@ const ALLOWED: &[(i64, &str)] = &[
     (libc::SYS_fstat, "what the image is"),
     (libc::SYS_newfstatat, "see fstat: by an empty path"),
     (libc::SYS_statx, "see fstat: by an empty path"),
-    (libc::SYS_fcntl, "a descriptor's flags"),
+    (libc::SYS_fcntl, "a descriptor's flags; the budget's locks"),
     (libc::SYS_close, "what is used no more"),
     (libc::SYS_accept4, "control and NBD connections, on sockets it was given"),
     (libc::SYS_recvmsg, "control messages with their descriptors; NBD"),

@@ -1,6 +1,7 @@
 //! The guest's pages and events: the kernel's grant and event channel devices, or the simulated
 //! host's files. Two small enums; whoever uses them need not know which host it is.
 
+pub mod budget;
 pub mod cost;
 pub mod evtchn;
 pub mod gntdev;

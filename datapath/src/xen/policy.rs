@@ -40,6 +40,8 @@ pub struct Facts {
     /// The image is reached over a network: a page may be referenced for a retransmission after
     /// its I/O has completed, and a page that is referenced must not be unmapped.
     pub network: bool,
+    /// The host lets us map that many pages more.
+    pub room: bool,
     /// Pages of all requests of the sweep that do not stand: they would share the map calls.
     pub sweep_pages: u32,
     /// Take what looks dearer, to measure it.
@@ -60,10 +62,8 @@ pub struct Costs {
 pub fn choose(facts: &Facts, costs: &Costs) -> Way {
     match facts.rule {
         TransferRule::Copy => return Way::Copy,
-        TransferRule::Auto | TransferRule::Map if facts.stands => return Way::Standing,
-        TransferRule::Auto | TransferRule::Map if facts.network || !facts.direct => {
-            return Way::Copy;
-        }
+        _ if facts.stands => return Way::Standing,
+        _ if facts.network || !facts.direct || !facts.room => return Way::Copy,
         TransferRule::Map => return Way::Map,
         TransferRule::Auto => {}
     }
@@ -82,6 +82,7 @@ mod tests {
         stands: false,
         direct: true,
         network: false,
+        room: true,
         sweep_pages: 1,
         probe: false,
     };
@@ -118,7 +119,8 @@ mod tests {
         #[test]
         fn no_fact_or_cost_breaks_a_rule_of_safety(
             rule in rule(),
-            (stands, direct, network, probe) in any::<(bool, bool, bool, bool)>(),
+            (stands, direct, network) in any::<(bool, bool, bool)>(),
+            (room, probe) in any::<(bool, bool)>(),
             sweep_pages in 1u32..100_000,
             measured in prop::collection::vec((any::<bool>(), 1u32..512, any::<u64>()), 0..50),
         ) {
@@ -126,7 +128,7 @@ mod tests {
             for (map, pages, ns) in measured {
                 if map { costs.map.learn(pages, ns) } else { costs.copy.learn(pages, ns) }
             }
-            let facts = Facts { rule, stands, direct, network, sweep_pages, probe };
+            let facts = Facts { rule, stands, direct, network, room, sweep_pages, probe };
             let way = choose(&facts, &costs);
             // Nothing of a guest is mapped where the administrator forbids it, ...
             prop_assert!(rule != TransferRule::Copy || way == Way::Copy);
@@ -136,6 +138,8 @@ mod tests {
             prop_assert!(way != Way::Map || !network);
             // ... and nothing is mapped for I/O that cannot take it.
             prop_assert!(way != Way::Map || direct);
+            // The host's budget is kept.
+            prop_assert!(way != Way::Map || room);
             // What stands is neither mapped once more nor copied by the hypervisor.
             prop_assert!(!stands || rule == TransferRule::Copy || way == Way::Standing);
         }

@@ -11,6 +11,7 @@
 //! A mapping is only dropped when no request uses it: its users are counted here, and the device
 //! counts a request as a user until the kernel has answered all its I/O.
 
+use super::budget::Allowance;
 use super::cost::Cost;
 use super::policy::Costs;
 use super::{Access, CopyOut, GRANTS_PER_MAP_MAX, GrantMapping, Grants, Piece, Towards};
@@ -112,6 +113,7 @@ pub struct Transfer {
     windows: Vec<Option<Window>>,
     scratch: Vec<u32>,
     costs: Costs,
+    allowance: Allowance,
     /// Only what calls were made, and what they took.
     counters: Counters,
 }
@@ -119,7 +121,7 @@ pub struct Transfer {
 impl Transfer {
     /// No mappings yet. `persistent`: both ends offered persistent grants.
     #[must_use]
-    pub fn new(grants: Grants, persistent: bool) -> Self {
+    pub fn new(grants: Grants, persistent: bool, allowance: Allowance) -> Self {
         Transfer {
             grants,
             persistent,
@@ -129,6 +131,7 @@ impl Transfer {
             windows: Vec::new(),
             scratch: Vec::with_capacity(GRANTS_PER_MAP_MAX),
             costs: Costs { map: Cost::MAP, copy: Cost::COPY },
+            allowance,
             counters: Counters::default(),
         }
     }
@@ -171,7 +174,7 @@ impl Transfer {
         if !self.persistent || full || gref as usize >= STANDING_GREFS_MAX {
             return;
         }
-        if self.standing.get(gref).is_some() {
+        if self.standing.get(gref).is_some() || !self.allowance.take(1) {
             return;
         }
         if self.scratch.len() == GRANTS_PER_MAP_MAX {
@@ -194,9 +197,11 @@ impl Transfer {
         if let Ok(mapping) = self.grants.map(&missing, Access::ReadWrite) {
             self.standing_mappings.push(mapping);
             missing.reverse();
-            let more = missing.len() > 1;
-            self.reversed
-                .push(more.then(|| self.grants.map(&missing, Access::ReadWrite).ok()).flatten());
+            let mut reversed = None;
+            if missing.len() > 1 && self.allowance.take(missing.len()) {
+                reversed = self.grants.map(&missing, Access::ReadWrite).ok();
+            }
+            self.reversed.push(reversed);
         } else {
             for gref in &missing {
                 self.counters.map_calls += 1;
@@ -208,6 +213,7 @@ impl Transfer {
                     self.reversed.push(None);
                 } else {
                     self.standing.remove(*gref);
+                    self.allowance.give(1);
                 }
             }
         }
@@ -221,15 +227,24 @@ impl Transfer {
         self.persistent && segments.iter().all(|segment| self.standing.get(segment.gref).is_some())
     }
 
+    /// Whether so many pages may be mapped for a sweep.
+    pub fn make_room(&mut self, pages: u32) -> bool {
+        self.allowance.make_room(pages as usize)
+    }
+
     /// Maps the pages of several requests side by side; answers the window's number. It has no
     /// users yet.
     ///
     /// # Errors
     /// When a page cannot be mapped; then none is.
+    ///
+    /// # Panics
+    /// When there is no room for them.
     pub fn open_window(&mut self, grefs: &[u32], access: Access) -> rustix::io::Result<u16> {
         self.counters.map_calls += 1;
         let start = Instant::now();
         let mapping = self.grants.map(grefs, access)?;
+        assert!(self.allowance.take(grefs.len()), "room was made");
         let window = Some(Window { mapping, users: 0, map_ns: ns_since(start) });
         let number = self.windows.iter().position(Option::is_none).unwrap_or(self.windows.len());
         if number == self.windows.len() {
@@ -256,6 +271,7 @@ impl Transfer {
         self.windows[usize::from(window)] = None;
         ns += ns_since(start);
         let pages = u32::try_from(bytes / PAGE_BYTES).expect("at most 512");
+        self.allowance.give(bytes / PAGE_BYTES);
         self.costs.map.learn(pages, ns);
         self.counters.map_ns += ns;
         self.counters.map_call_pages += u64::from(pages);

@@ -15,6 +15,7 @@ use zerotap_datapath::image::Image;
 use zerotap_datapath::ring::shared::SharedMapping;
 use zerotap_datapath::worker::{Given, Worker};
 use zerotap_datapath::xen::Host;
+use zerotap_datapath::xen::budget::Budget;
 use zerotap_rpc_schema::worker::{Answer, Ask, PROTOCOL, Reply, Request, TransferRule};
 
 const DEADLINE: Timespec = Timespec { tv_sec: 20, tv_nsec: 0 };
@@ -27,19 +28,29 @@ pub struct Rig {
 impl Rig {
     /// A worker that serves an image of `pages` times 4096 zero bytes.
     pub fn new(pages: usize) -> Self {
-        Self::start(pages, None, false)
+        Self::start(pages, None, false, None)
     }
 
     /// The same, reached over a network.
     pub fn networked(pages: usize) -> Self {
-        Self::start(pages, None, true)
+        Self::start(pages, None, true, None)
+    }
+
+    /// On a host that lets its workers map 64 times so many pages as this file has bytes.
+    pub fn with_budget(pages: usize, budget: OwnedFd) -> Self {
+        Self::start(pages, None, false, Some(budget))
     }
 
     pub fn with_memory_align(pages: usize, bytes: u32) -> Self {
-        Self::start(pages, Some(bytes), false)
+        Self::start(pages, Some(bytes), false, None)
     }
 
-    fn start(pages: usize, memory_align: Option<u32>, network: bool) -> Self {
+    fn start(
+        pages: usize,
+        memory_align: Option<u32>,
+        network: bool,
+        budget: Option<OwnedFd>,
+    ) -> Self {
         // Beside the build, where the file system knows direct I/O.
         let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let path = directory.path();
@@ -58,7 +69,9 @@ impl Rig {
                 image = image.assume_memory_align(bytes);
             }
             let (host, read_only, nbd, transfer) = (Host::Sim, false, None, TransferRule::Auto);
-            let given = Given { host, read_only, network, transfer, image, listener, gntdev, nbd };
+            let budget = budget.map_or_else(Budget::unlimited, |file| Budget::new(file).unwrap());
+            let given =
+                Given { host, read_only, network, transfer, budget, image, listener, gntdev, nbd };
             Worker::new(given).unwrap().run().unwrap();
         });
         Rig { directory, worker: Some(worker) }

@@ -11,6 +11,7 @@ use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use zerotap_rpc_schema::admin::{Vbd, VbdParams, VbdPlugParams, VbdUnplugParams};
 use zerotap_rpc_schema::table::{VbdList, VbdPlug, VbdUnplug};
+use zerotap_rpc_schema::worker::TransferRule;
 
 /// What the daemon gives a guest to let go when nothing else is said, seconds.
 const UNPLUG_SECONDS: u32 = 30;
@@ -69,6 +70,10 @@ pub(crate) struct Plug {
     /// The guest may not write
     #[arg(long)]
     read_only: bool,
+    /// How the guest's pages are reached: auto, map or copy; without it as VDI, SR and
+    /// configuration say
+    #[arg(long, value_name = "RULE")]
+    transfer: Option<TransferRule>,
 }
 
 #[derive(Debug, Args)]
@@ -117,6 +122,7 @@ async fn plug(args: Plug, context: &Context) -> Result<(), Failure> {
         sr: vdi.sr,
         vdi: vdi.vdi,
         read_only: args.read_only,
+        transfer: args.transfer,
     };
     let vbd = context.call::<VbdPlug>(&params).await?;
     context.show(&vbd, |vbd| render(std::slice::from_ref(vbd), Timestamp::now()))

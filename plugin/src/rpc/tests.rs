@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
+use zerotap_rpc_schema::worker::TransferRule;
 
 const SR: &str = "8a6b0f4e-0d0c-4f0f-9a31-1f6d0b5a2c77";
 
@@ -32,8 +33,15 @@ async fn core(dir: &Path) -> Arc<Core> {
     let srs = Arc::new(Srs::restore(state.clone(), false).await.expect("readable"));
     let (news, _) = mpsc::channel(1);
     let host = Host::Sim { dir: dir.into() };
-    let launcher =
-        Launcher { program: dir.join("worker"), dir: dir.into(), nbd_dir: dir.into(), host };
+    let launcher = Launcher {
+        program: dir.join("worker"),
+        dir: dir.into(),
+        nbd_dir: dir.into(),
+        host,
+        budget: dir.join("budget"),
+        mapped_pages_max: 0,
+        transfer: TransferRule::Auto,
+    };
     let workers = Workers::new(news);
     let registry = Registry::new(state, Arc::clone(&srs), workers, launcher, "qdisk".into());
     let text = |text: &str| text.to_string();

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::error::number;
 use zerotap_rpc_schema::smapi2::{Health, SrInfo, VdiInfo};
+use zerotap_rpc_schema::worker::TransferRule;
 
 /// The version of the SR record's layout.
 const VERSION: u32 = 1;
@@ -46,6 +47,7 @@ pub struct FileSr {
     pub(super) catalog: Catalog,
     pub(super) overcommit: bool,
     pub(super) us: Identity,
+    pub(super) transfer: Option<TransferRule>,
 }
 
 impl FileSr {
@@ -53,13 +55,19 @@ impl FileSr {
     #[must_use]
     pub fn new(uuid: String, dir: PathBuf, overcommit: bool) -> FileSr {
         let us = Identity::default();
-        FileSr { uuid, catalog: Catalog::new(dir.clone()), dir, overcommit, us }
+        FileSr { uuid, catalog: Catalog::new(dir.clone()), dir, overcommit, us, transfer: None }
     }
 
     /// The same for a host that has volumes active.
     #[must_use]
     pub fn on(self, us: Identity) -> FileSr {
         FileSr { us, ..self }
+    }
+
+    /// The same with a rule for all its VDIs.
+    #[must_use]
+    pub fn transferring(self, transfer: Option<TransferRule>) -> FileSr {
+        FileSr { transfer, ..self }
     }
 
     /// Where it lies.

@@ -5,6 +5,7 @@
 //! death of a process alone does not tell. Called by the file SR, on blocking threads.
 
 use crate::sr::record::Record;
+use crate::sr::transport;
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::error::number;
+use zerotap_rpc_schema::worker::TransferRule;
 
 /// How long a block device may be claimed by someone else before it is refused.
 const CLAIM_DEADLINE: Duration = Duration::from_secs(2);
@@ -24,6 +26,7 @@ pub struct Image {
     fd: OwnedFd,
     path: PathBuf,
     read_only: bool,
+    transfer: Option<TransferRule>,
 }
 
 /// What is known of a block device that shall be a volume.
@@ -89,7 +92,31 @@ impl Image {
                 record.virtual_size, record.virtual_size
             )));
         }
-        Ok(Image { fd, path, read_only })
+        Ok(Image { fd, path, read_only, transfer: None })
+    }
+
+    /// The same with a rule for how guests' pages are reached.
+    #[must_use]
+    pub fn transferring(self, transfer: Option<TransferRule>) -> Image {
+        Image { transfer, ..self }
+    }
+
+    /// How guests' pages are reached, if VDI or SR say.
+    #[must_use]
+    pub fn transfer(&self) -> Option<TransferRule> {
+        self.transfer
+    }
+
+    /// Whether it is reached over a network.
+    #[must_use]
+    pub fn is_networked(&self) -> bool {
+        transport::is_networked(&self.fd)
+    }
+
+    /// Whether it is open for reading alone.
+    #[must_use]
+    pub fn read_only(&self) -> bool {
+        self.read_only
     }
 
     /// Takes the fence, or says that someone else still has it. Never waits.

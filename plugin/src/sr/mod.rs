@@ -16,6 +16,7 @@ pub mod owner;
 pub mod publish;
 pub mod record;
 pub mod revert;
+pub mod transport;
 mod volume;
 
 pub use attached::Srs;
@@ -29,6 +30,7 @@ use tokio::sync::Semaphore;
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::error::number;
 use zerotap_rpc_schema::smapi2::{Pairs, Probe};
+use zerotap_rpc_schema::worker::{NoTransferRule, TransferRule};
 
 /// How long an answer waits for the file system.
 pub const FILE_DEADLINE: Duration = Duration::from_secs(30);
@@ -36,8 +38,9 @@ pub const FILE_DEADLINE: Duration = Duration::from_secs(30);
 pub const COPY_DEADLINE: Duration = Duration::from_secs(24 * 3600);
 /// The most calls that work on one SR's files at a time: one that hangs takes no more threads.
 const FILE_WORK_MAX: usize = 16;
-/// device-config's one key.
+/// device-config's keys; the second is sm-config's too.
 const PATH: &str = "path";
+const TRANSFER: &str = "transfer";
 
 /// An attached SR. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -64,8 +67,8 @@ impl Sr {
             );
             return Err(StorageError::backend(number::BAD_REQUEST, text));
         }
-        let dir = dir_of(config)?;
-        Ok(Sr::over(FileSr::new(uuid.into(), dir, overcommit).on(us)))
+        let (dir, transfer) = (dir_of(config)?, transfer_of(config)?);
+        Ok(Sr::over(FileSr::new(uuid.into(), dir, overcommit).on(us).transferring(transfer)))
     }
 
     fn over(file: FileSr) -> Sr {
@@ -163,9 +166,21 @@ pub async fn uuid_at(config: &Pairs) -> Result<String, StorageError> {
     })
 }
 
+/// The rule for all its VDIs, if it has one.
+fn transfer_of(config: &Pairs) -> Result<Option<TransferRule>, StorageError> {
+    let rule = config.get(TRANSFER).map(|rule| rule.parse()).transpose();
+    rule.map_err(|why: NoTransferRule| {
+        let text = format!("device_config.transfer={}: {why}", config[TRANSFER]);
+        StorageError::backend(number::CONFIG_INVALID, text)
+    })
+}
+
 fn dir_of(config: &Pairs) -> Result<PathBuf, StorageError> {
-    if let Some(unknown) = config.keys().find(|key| *key != PATH) {
-        let text = format!("device_config.{unknown} is not known: a file SR takes path=DIR alone");
+    if let Some(unknown) = config.keys().find(|key| ![PATH, TRANSFER].contains(&key.as_str())) {
+        let text = format!(
+            "device_config.{unknown} is not known: a file SR takes path=DIR, and transfer=RULE if \
+             need be"
+        );
         return Err(StorageError::backend(number::CONFIG_INVALID, text));
     }
     let path = config.get(PATH).ok_or_else(|| {

@@ -7,8 +7,8 @@
 use crate::sr::catalog::failed;
 use crate::sr::file::{FileSr, bytes};
 use crate::sr::image::{self, Image};
-use crate::sr::publish;
 use crate::sr::record::{Record, is_boot_key, is_key, round_up};
+use crate::sr::{TRANSFER, publish};
 use rustix::fs::{FallocateFlags, Mode, OFlags};
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
@@ -17,6 +17,7 @@ use std::path::Path;
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::error::number;
 use zerotap_rpc_schema::smapi2::{Pairs, VdiInfo};
+use zerotap_rpc_schema::worker::TransferRule;
 
 impl FileSr {
     /// One volume's record.
@@ -83,6 +84,12 @@ impl FileSr {
             }
             None => uuid::Uuid::new_v4().to_string(),
         };
+        if let Some(rule) = wanted.sm_config.get(TRANSFER)
+            && let Err(why) = rule.parse::<TransferRule>()
+        {
+            let text = format!("cannot create a VDI with sm_config.transfer={rule}: {why}");
+            return Err(StorageError::backend(number::BAD_REQUEST, text));
+        }
         if let Some(device) = wanted.sm_config.get("device").cloned() {
             let size = self.size_of_device(&device, wanted.virtual_size)?;
             return Ok(Record::new(key, size, Some(device), wanted));
@@ -264,7 +271,9 @@ impl FileSr {
     /// # Errors
     /// SR_BACKEND_FAILURE_46 with what is wrong with the data.
     pub fn open_image(&self, record: &Record, read_only: bool) -> Result<Image, StorageError> {
-        Image::open(&self.dir, record, read_only)
+        let rule = record.sm_config.get(TRANSFER).and_then(|rule| rule.parse().ok());
+        let image = Image::open(&self.dir, record, read_only)?;
+        Ok(image.transferring(rule.or(self.transfer)))
     }
 
     pub(super) fn check_space(&self, size: i64, what: &str) -> Result<(), StorageError> {

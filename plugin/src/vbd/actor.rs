@@ -227,6 +227,7 @@ impl Actor {
                             indirect_segments_max: disk.indirect_segments_max(),
                             ring_page_order_max: disk.ring_page_order_max(),
                             queues_max: disk.queues_max(),
+                            transfer: disk.transfer(),
                             ring: mine.map(|ring| ring.ring),
                         };
                         return Done::Met(disk.id().to_owned(), worker, broken);
@@ -317,13 +318,15 @@ impl Actor {
     fn act(&mut self, action: Action) {
         match action {
             Action::Connect(ring) => {
-                let (disk, id, read_only) =
-                    (self.disk.clone(), self.address.id, self.identity.read_only);
+                let (disk, id) = (self.disk.clone(), self.address.id);
+                let (read_only, transfer) = (self.identity.read_only, self.identity.transfer);
                 self.jobs.spawn(async move {
                     let Some(disk) = disk else {
                         return Done::Event(Event::Connected(Err("the worker is gone".to_owned())));
                     };
-                    let outcome = disk.connect(id, ring, read_only).await;
+                    // One that knows no rules would not understand the call.
+                    let transfer = disk.transfer().and(transfer);
+                    let outcome = disk.connect(id, ring, read_only, transfer).await;
                     if let Err(WorkerError::Deadline { .. }) = outcome {
                         // It may yet have done it.
                         let_go(&*disk, id).await;

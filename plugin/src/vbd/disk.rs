@@ -10,7 +10,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use tokio::sync::oneshot;
 use zerotap_rpc_schema::StorageError;
-use zerotap_rpc_schema::worker::{Connected, ImageInfo, RingParameters, VbdCounters, VbdId};
+use zerotap_rpc_schema::worker::{
+    Connected, ImageInfo, RingParameters, TransferRule, VbdCounters, VbdId,
+};
 
 /// An answer that is not there yet.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, WorkerError>> + Send + 'a>>;
@@ -33,10 +35,18 @@ pub trait Disk: Debug + Send + Sync {
     fn ring_page_order_max(&self) -> u32;
     /// The most queues that are worth having.
     fn queues_max(&self) -> u32;
+    /// How it reaches guests' pages; none when it knows no rules.
+    fn transfer(&self) -> Option<TransferRule>;
     /// The rings that it serves.
     fn connected(&self) -> Answer<'_, Vec<Connected>>;
-    /// Has it serve a ring.
-    fn connect(&self, vbd: VbdId, ring: RingParameters, read_only: bool) -> Answer<'_, ()>;
+    /// Has it serve a ring; by a rule only if it knows rules.
+    fn connect(
+        &self,
+        vbd: VbdId,
+        ring: RingParameters,
+        read_only: bool,
+        transfer: Option<TransferRule>,
+    ) -> Answer<'_, ()>;
     /// Has it finish what it took and let go of the guest.
     fn disconnect(&self, vbd: VbdId) -> Answer<'_, ()>;
     /// Its counters.
@@ -122,12 +132,22 @@ impl Disk for WorkerHandle {
         self.queues_max()
     }
 
+    fn transfer(&self) -> Option<TransferRule> {
+        self.transfer()
+    }
+
     fn connected(&self) -> Answer<'_, Vec<Connected>> {
         Box::pin(self.connected())
     }
 
-    fn connect(&self, vbd: VbdId, ring: RingParameters, read_only: bool) -> Answer<'_, ()> {
-        Box::pin(self.connect(vbd, ring, read_only))
+    fn connect(
+        &self,
+        vbd: VbdId,
+        ring: RingParameters,
+        read_only: bool,
+        transfer: Option<TransferRule>,
+    ) -> Answer<'_, ()> {
+        Box::pin(self.connect(vbd, ring, read_only, transfer))
     }
 
     fn disconnect(&self, vbd: VbdId) -> Answer<'_, ()> {

@@ -132,7 +132,7 @@ impl Vbds {
             ));
         }
         let (device, read_only) = (params.device.clone(), params.read_only);
-        Ok(Plan { address, device, vdi, read_only })
+        Ok(Plan { address, device, vdi, read_only, transfer: params.transfer })
     }
 
     async fn address(&self, domid: u16, name: &str) -> Result<Address, StorageError> {

@@ -10,6 +10,7 @@ use super::backend::{Publication, Worker};
 use super::frontend::RING_PAGE_ORDER_MAX;
 use crate::vdi::VdiId;
 use crate::xenstore::{Batch, Guard};
+use zerotap_rpc_schema::worker::TransferRule;
 
 /// The backend kind of devices that `VBD.plug` makes.
 pub const OWN_KIND: &str = "zerotap";
@@ -29,6 +30,17 @@ pub struct Identity {
     pub cdrom: bool,
     /// A removable medium.
     pub removable: bool,
+    /// How the guest's pages are reached, where that is not as with the worker's others.
+    pub transfer: Option<TransferRule>,
+}
+
+impl Identity {
+    /// Whether the guest may keep its grants: a rule says that pages are mapped or copied anew for
+    /// each request, and a guest that keeps grants copies itself.
+    fn persistent(&self, worker: &Worker) -> bool {
+        let rule = worker.transfer.map(|rule| self.transfer.unwrap_or(rule));
+        rule.unwrap_or_default() == TransferRule::Auto
+    }
 }
 
 /// The batch that publishes `what`, provided that the backend's state is `from`.
@@ -73,7 +85,7 @@ fn properties(batch: &mut Batch, address: &Address, identity: &Identity, worker:
     batch
         .write(address.key("feature-flush-cache"), 1)
         .write(address.key("feature-barrier"), 1)
-        .write(address.key("feature-persistent"), 1)
+        .write(address.key("feature-persistent"), u32::from(identity.persistent(worker)))
         .write(address.key("sectors"), image.sectors)
         .write(address.key("info"), info)
         .write(address.key("sector-size"), image.sector_bytes)
@@ -94,7 +106,8 @@ mod tests {
         let own = Own { domid: 0, named: true };
         let address = Address { id, kind: kind.to_owned(), own };
         let vdi = VdiId::new("s", "v");
-        let identity = Identity { vdi, read_only: true, cdrom: false, removable: true };
+        let identity =
+            Identity { vdi, read_only: true, cdrom: false, removable: true, transfer: None };
         let batch = batch(&address, &identity, "1", what);
         let state = format!("/local/domain/0/backend/{kind}/5/51712/state");
         assert_eq!(batch.guards, [Guard::Equals(state, "1".to_owned())]);
@@ -121,6 +134,7 @@ mod tests {
             indirect_segments_max: 256,
             ring_page_order_max: 9,
             queues_max: 2,
+            transfer: Some(TransferRule::Auto),
             ring: None,
         }
     }
@@ -160,5 +174,30 @@ mod tests {
         let odd = written("qdisk", &Publication::Properties(worker(2047)));
         assert_eq!(odd[6], "physical-sector-size=512");
         assert_eq!(written("qdisk", &Publication::State(State::Closed)), ["state=6"]);
+    }
+
+    #[test]
+    fn grants_are_kept_unless_a_rule_says_otherwise() {
+        use TransferRule::{Auto, Copy, Map};
+        for (own, of_worker, kept) in [
+            (None, Some(Auto), true),
+            (None, Some(Copy), false),
+            (None, Some(Map), false),
+            (Some(Auto), Some(Copy), true),
+            (Some(Map), Some(Auto), false),
+            (Some(Copy), Some(Auto), false),
+            // A worker that knows no rules keeps grants if it is told that the guest does.
+            (Some(Copy), None, true),
+        ] {
+            let identity = Identity {
+                vdi: VdiId::new("s", "v"),
+                read_only: false,
+                cdrom: false,
+                removable: false,
+                transfer: own,
+            };
+            let worker = Worker { transfer: of_worker, ..worker(8) };
+            assert_eq!(identity.persistent(&worker), kept, "{own:?} {of_worker:?}");
+        }
     }
 }

@@ -12,6 +12,10 @@ use crate::xenstore::{Store, StoreError, read_if_there};
 use std::collections::BTreeMap;
 use zerotap_rpc_schema::worker::RingParameters;
 
+/// The backend's key that says how the guest's pages are reached; xenopsd writes below `sm-data`
+/// what a datapath's answer has for the backend.
+pub const TRANSFER: &str = "sm-data/transfer";
+
 /// What a backend directory turned out to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
@@ -46,7 +50,12 @@ pub async fn identity(store: &dyn Store, address: &Address) -> Result<Found, Sto
     };
     let cdrom = key("device-type").await?.as_deref() == Some("cdrom");
     let removable = key("removable").await?.as_deref() == Some("1");
-    Ok(Found::Ours(Identity { vdi, read_only: read_only || cdrom, cdrom, removable }))
+    let transfer = match key(TRANSFER).await?.map(|rule| rule.parse()) {
+        Some(Err(why)) => return Ok(Found::Wrong(format!("its {TRANSFER}: {why}"))),
+        rule => rule.and_then(Result::ok),
+    };
+    let read_only = read_only || cdrom;
+    Ok(Found::Ours(Identity { vdi, read_only, cdrom, removable, transfer }))
 }
 
 /// The VDI that a backend directory means: `params`, or what xenopsd makes of a datapath's answer.

@@ -4,9 +4,11 @@
 //! Source: tools/libs/light/libxl_device.c in Xen's tree (`libxl__device_generic_add`).
 
 use super::address::{Address, Own, root};
+use super::reading::TRANSFER;
 use super::xenbus::State;
 use crate::vdi::VdiId;
 use crate::xenstore::{Batch, Guard, Permissions, Store, StoreError, read_if_there};
+use zerotap_rpc_schema::worker::TransferRule;
 
 /// A device to make.
 pub(super) struct Plan {
@@ -15,6 +17,7 @@ pub(super) struct Plan {
     pub(super) device: String,
     pub(super) vdi: VdiId,
     pub(super) read_only: bool,
+    pub(super) transfer: Option<TransferRule>,
 }
 
 /// What is there already under a device's name.
@@ -119,6 +122,9 @@ impl Plan {
             .write(be("device-type"), "disk")
             .write(be("params"), self.vdi.to_params())
             .write(be("state"), State::Initialising);
+        if let Some(rule) = self.transfer {
+            batch.write(be(TRANSFER), rule);
+        }
     }
 }
 

@@ -64,7 +64,7 @@ impl Vdi<'_> {
         let worker = Launcher::new_id();
         let intent = Operation::Activate { worker: worker.clone() };
         let intent = state.begin(self.id, &intent).await.map_err(internal)?;
-        let started = match self.start(sr, image, &worker, read_only).await {
+        let started = match self.start(sr, image, &worker).await {
             Ok(started) => started,
             Err(problem) => {
                 self.disown(sr).await?;
@@ -92,13 +92,12 @@ impl Vdi<'_> {
         sr: &Sr,
         image: Image,
         worker: &str,
-        read_only: bool,
     ) -> Result<WorkerHandle, StorageError> {
-        if !read_only {
+        if !image.read_only() {
             let key = self.id.vdi.clone();
             sr.run(move |file| file.own(&key, now())).await?;
         }
-        let started = self.registry.launcher.start(worker, self.id, image.into_fd(), read_only);
+        let started = self.registry.launcher.start(worker, self.id, image);
         started.await.map_err(|problem| {
             let text = format!("cannot activate VDI {}: its worker: {problem}", self.id);
             StorageError::backend(number::WORKER_FAILED, text)

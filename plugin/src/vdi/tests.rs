@@ -14,6 +14,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::smapi2::{Mode, Pairs, VdiInfo, VdiState};
+use zerotap_rpc_schema::worker::TransferRule;
 
 const SR: &str = "8a6b0f4e-0d0c-4f0f-9a31-1f6d0b5a2c77";
 const RW: Mode = Mode::ReadWrite;
@@ -35,6 +36,9 @@ async fn start(dir: &Path) -> Arc<Registry> {
         dir: dir.join("run"),
         nbd_dir: dir.join("run"),
         host: Host::Sim { dir: dir.into() },
+        budget: dir.join("run").join("budget"),
+        mapped_pages_max: 0,
+        transfer: TransferRule::Auto,
     };
     let workers = Workers::new(news);
     let registry = Registry::new(state, Arc::new(srs), workers, launcher, "qdisk".into());

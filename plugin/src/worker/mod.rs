@@ -27,7 +27,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
 use zerotap_rpc_schema::worker::{
-    Answer, Ask, Connected, ImageInfo, NbdCounters, RingParameters, VbdCounters, VbdId,
+    Answer, Ask, Connected, ImageInfo, NbdCounters, RingParameters, TransferRule, VbdCounters,
+    VbdId,
 };
 
 /// How long a worker may take to end once it has said that it will.
@@ -54,6 +55,9 @@ pub struct Hello {
     pub connected: Vec<Connected>,
     /// Whether its image may grow while it serves.
     pub resizes: bool,
+    /// How it reaches guests' pages, unless a VBD has a rule of its own; a worker of another
+    /// version may know no rules, and keeps grants.
+    pub transfer: Option<TransferRule>,
 }
 
 impl Hello {
@@ -71,6 +75,7 @@ impl Hello {
             queues_max,
             connected,
             resizes,
+            transfer,
             ..
         } = client.hello().await?
         else {
@@ -85,6 +90,7 @@ impl Hello {
             queues_max,
             connected,
             resizes,
+            transfer,
         })
     }
 }
@@ -186,6 +192,12 @@ impl WorkerHandle {
         Ok(())
     }
 
+    /// How it reaches guests' pages; none from one that knows no rules.
+    #[must_use]
+    pub fn transfer(&self) -> Option<TransferRule> {
+        self.0.hello.transfer
+    }
+
     /// The most segments that an indirect request may have.
     #[must_use]
     pub fn indirect_segments_max(&self) -> u32 {
@@ -221,11 +233,12 @@ impl WorkerHandle {
         vbd: VbdId,
         ring: RingParameters,
         read_only: bool,
+        transfer: Option<TransferRule>,
     ) -> Result<(), WorkerError> {
         let open = |_| self.0.host.open_events();
         let events = ring.queues.iter().map(open).collect::<Result<_, _>>();
         let events = events.map_err(WorkerError::Io)?;
-        let ask = Ask::Connect { vbd, read_only, ring, transfer: None };
+        let ask = Ask::Connect { vbd, read_only, ring, transfer };
         self.0.client.done("connect", ask, events, CONNECT_DEADLINE).await
     }
 

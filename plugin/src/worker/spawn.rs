@@ -5,6 +5,7 @@
 //! what becomes of it afterwards is the handle's business. Called by a VDI's actor.
 
 use crate::host::Host;
+use crate::sr::image::Image;
 use crate::state::{WorkerRow, now};
 use crate::vdi::VdiId;
 use crate::worker::client::Client;
@@ -13,20 +14,25 @@ use crate::worker::{Hello, WorkerHandle};
 use command_fds::{CommandFdExt, FdMapping};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use zerotap_rpc_schema::worker::TransferRule;
 
 /// Where a worker finds its descriptors.
 const LISTENER_FD: i32 = 3;
 const IMAGE_FD: i32 = 4;
 const GRANTS_FD: i32 = 5;
 const NBD_FD: i32 = 6;
+const BUDGET_FD: i32 = 7;
 /// The first of 65 536 numbers for workers' users, beyond those that distributions, directories and
 /// containers hand out (systemd's UIDS-GIDS lists them).
 const WORKER_USERS_FIRST: u32 = 0x7a70_0000;
+
+/// Pages that a byte of the budget stands for (`datapath/src/xen/budget.rs`).
+const LEASE_PAGES: u64 = 64;
 
 /// What all workers of this daemon have in common.
 #[derive(Debug, Clone)]
@@ -39,6 +45,12 @@ pub struct Launcher {
     pub nbd_dir: PathBuf,
     /// What they map grants from.
     pub host: Host,
+    /// The file that stands for what all of them may map, and how many pages that is.
+    pub budget: PathBuf,
+    /// See `budget`.
+    pub mapped_pages_max: u64,
+    /// How they reach guests' pages, where neither VDI nor SR says.
+    pub transfer: TransferRule,
 }
 
 impl Launcher {
@@ -77,15 +89,9 @@ impl Launcher {
     ///
     /// # Errors
     /// What failed, for people; nothing runs and no socket is left then.
-    pub async fn start(
-        &self,
-        id: &str,
-        vdi: &VdiId,
-        image: OwnedFd,
-        read_only: bool,
-    ) -> Result<WorkerHandle, String> {
+    pub async fn start(&self, id: &str, vdi: &VdiId, image: Image) -> Result<WorkerHandle, String> {
         let socket = self.socket(id);
-        let started = self.start_at(&socket, id, vdi, image, read_only).await;
+        let started = self.start_at(&socket, id, vdi, image).await;
         if started.is_err() {
             remove_socket(&socket);
             remove_socket(&self.nbd_socket(vdi));
@@ -98,17 +104,20 @@ impl Launcher {
         socket: &Path,
         id: &str,
         vdi: &VdiId,
-        image: OwnedFd,
-        read_only: bool,
+        image: Image,
     ) -> Result<WorkerHandle, String> {
+        let read_only = image.read_only();
         let grants = self.host.open_grants()?;
         let listener = listen(socket).map_err(|e| format!("{}: {e}", socket.display()))?;
         let nbd = self.nbd_socket(vdi);
         // Left by a worker that was killed. Whoever has the image's fence has the socket too.
         remove_socket(&nbd);
         let nbd = listen(&nbd).map_err(|e| format!("{}: {e}", nbd.display()))?;
+        let budget = open_budget(&self.budget, self.mapped_pages_max / LEASE_PAGES);
+        let budget = budget.map_err(|e| format!("{}: {e}", self.budget.display()))?;
+        let options = self.options(&image);
         let pid = self
-            .run(id, vdi, read_only, [listener, image, grants, nbd])
+            .run(id, vdi, &options, [listener, image.into_fd(), grants, nbd, budget])
             .map_err(|error| format!("cannot start {}: {error}", self.program.display()))?;
         let process = Process::open(pid).map_err(|error| format!("pid {pid}: {error}"))?;
         let greeting = async {
@@ -139,22 +148,34 @@ impl Launcher {
         Ok(WorkerHandle::new(row, hello, client, process, self.host.clone()))
     }
 
-    fn run(&self, id: &str, vdi: &VdiId, read_only: bool, fds: [OwnedFd; 4]) -> io::Result<u32> {
+    /// What a worker is told of its image.
+    fn options(&self, image: &Image) -> Vec<String> {
+        let transfer = image.transfer().unwrap_or(self.transfer);
+        let mut options = vec!["--transfer".to_owned(), transfer.to_string()];
+        if image.read_only() {
+            options.push("--read-only".to_owned());
+        }
+        if image.is_networked() {
+            options.push("--network".to_owned());
+        }
+        options
+    }
+
+    fn run(&self, id: &str, vdi: &VdiId, options: &[String], fds: [OwnedFd; 5]) -> io::Result<u32> {
         let mut command = Command::new(&self.program);
         command.args(["--id", id, "--host", &self.host.to_string(), "--nbd-name", &vdi.vdi]);
+        command.args(options);
         let mut mappings = Vec::new();
         let places = [
             ("--listener-fd", LISTENER_FD),
             ("--image-fd", IMAGE_FD),
             ("--gntdev-fd", GRANTS_FD),
             ("--nbd-fd", NBD_FD),
+            ("--budget-fd", BUDGET_FD),
         ];
         for (parent_fd, (option, child_fd)) in fds.into_iter().zip(places) {
             command.args([option, &child_fd.to_string()]);
             mappings.push(FdMapping { parent_fd, child_fd });
-        }
-        if read_only {
-            command.arg("--read-only");
         }
         if let Some(user) = self.worker_user(id) {
             command.args(["--user", &user.to_string()]);
@@ -171,6 +192,16 @@ impl Launcher {
         // Dropping Command and Child closes our copies and leaves the process alone.
         Ok(command.spawn()?.id())
     }
+}
+
+/// Opens the budget for one worker: its locks belong to this open file, and go with the worker.
+fn open_budget(path: &Path, leases: u64) -> io::Result<OwnedFd> {
+    let mut options = std::fs::File::options();
+    let file =
+        options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    // Workers that are there keep what they have when it has become less.
+    file.set_len(leases)?;
+    Ok(file.into())
 }
 
 /// Only we may speak to a worker: the directory is ours alone, and so is the socket.

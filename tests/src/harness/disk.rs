@@ -203,7 +203,7 @@ impl Disk {
     pub fn plug(&self, rpc: &Rpc) -> anyhow::Result<()> {
         let VdiParams { dbg, sr, vdi } = self.vdi.params();
         let (domid, device, read_only) = (self.domid, DEVICE.into(), self.read_only);
-        let params = VbdPlugParams { dbg, domid, device, sr, vdi, read_only };
+        let params = VbdPlugParams { dbg, domid, device, sr, vdi, read_only, transfer: None };
         rpc.call::<table::VbdPlug>(&params).map(drop)
     }
 

@@ -27,6 +27,7 @@ fn worker() -> Worker {
         indirect_segments_max: 256,
         ring_page_order_max: 4,
         queues_max: 4,
+        transfer: None,
         ring: None,
     }
 }

@@ -2,7 +2,7 @@
 
 use super::super::frontend::Fault;
 use super::super::xenbus::State;
-use zerotap_rpc_schema::worker::{ImageInfo, RingParameters};
+use zerotap_rpc_schema::worker::{ImageInfo, RingParameters, TransferRule};
 
 /// Both directories of the device, as they are now.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -45,6 +45,8 @@ pub struct Worker {
     pub ring_page_order_max: u32,
     /// The most queues that are worth having.
     pub queues_max: u32,
+    /// How it reaches guests' pages; none when it knows no rules.
+    pub transfer: Option<TransferRule>,
     /// The ring of this VBD that it serves already.
     pub ring: Option<RingParameters>,
 }

@@ -33,6 +33,7 @@ fn plug_params() -> VbdPlugParams {
         sr: "sr".to_owned(),
         vdi: "vdi".to_owned(),
         read_only: false,
+        transfer: None,
     }
 }
 

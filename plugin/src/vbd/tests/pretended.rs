@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::watch;
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::worker::{
-    Connected, Counters, ImageInfo, RingParameters, VbdCounters, VbdId,
+    Connected, Counters, ImageInfo, RingParameters, TransferRule, VbdCounters, VbdId,
 };
 
 #[derive(Debug)]
@@ -122,7 +122,17 @@ impl Disk for PretendedDisk {
         })
     }
 
-    fn connect(&self, vbd: VbdId, ring: RingParameters, read_only: bool) -> Answer<'_, ()> {
+    fn transfer(&self) -> Option<TransferRule> {
+        Some(TransferRule::Auto)
+    }
+
+    fn connect(
+        &self,
+        vbd: VbdId,
+        ring: RingParameters,
+        read_only: bool,
+        _transfer: Option<TransferRule>,
+    ) -> Answer<'_, ()> {
         Box::pin(async move {
             tokio::time::sleep(std::time::Duration::from_millis(1)).await;
             self.check()?;
