@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-const DOCUMENTS: [&str; 7] = [
+const DOCUMENTS: [&str; 8] = [
     "README.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
@@ -11,6 +11,7 @@ const DOCUMENTS: [&str; 7] = [
     "docs/architecture.md",
     "docs/dependencies.md",
     "docs/operations.md",
+    "docs/performance.md",
 ];
 const MEMBERS: [&str; 5] = ["rpc-schema", "plugin", "datapath", "tests", "xtask"];
 
