@@ -247,7 +247,7 @@ fn every_failure_is_one_that_xapi_can_show() {
         assert!(error.params[1].contains(part), "{method}: {error}");
         assert!(!error.to_string().contains(secret), "a secret is in XAPI's log: {error}");
     }
-    for method in ["Volume.compose", "Volume.copy", "Data.mirror", "Datapath.open"] {
+    for method in ["Volume.compose", "Volume.copy", "Data.mirror", "Datapath.import_activate"] {
         let missing = script.call(method, &json!({})).unwrap_err();
         assert!(missing.to_string().contains("SCRIPT_MISSING"), "{missing}");
     }

@@ -55,7 +55,7 @@ fn volumes(table: &mut Table) {
     });
     table.add::<table::VdiEpochBegin, _, _>(|core, params| async move {
         let vdi = VdiId::new(params.sr, params.vdi);
-        to_the_end(async move { core.registry.epoch_begin(&vdi, params.persistent).await }).await
+        core.registry.epoch_begin(&vdi, params.persistent).await
     });
     table.add::<table::VdiEpochEnd, _, _>(|core, params| async move {
         core.registry.epoch_end(&VdiId::new(params.sr, params.vdi)).await

@@ -225,10 +225,8 @@ fn volume_edits(table: &mut Table) {
 }
 
 fn datapaths(table: &mut Table) {
-    table.add::<table::DatapathOpen, _, _>(|core, params| {
-        to_the_end(async move {
-            core.registry.epoch_begin(&named(&params.uri)?, params.persistent).await
-        })
+    table.add::<table::DatapathOpen, _, _>(|core, params| async move {
+        core.registry.epoch_begin(&named(&params.uri)?, params.persistent).await
     });
     table.add::<table::DatapathClose, _, _>(|core, params| async move {
         core.registry.epoch_end(&named(&params.uri)?).await

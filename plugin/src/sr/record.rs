@@ -125,6 +125,12 @@ pub fn boot_key(key: &str) -> String {
     format!("{key}{BOOT_SUFFIX}")
 }
 
+/// The key of the volume that `key` is such a copy of; any other is itself.
+#[must_use]
+pub fn base_key(key: &str) -> &str {
+    key.strip_suffix(BOOT_SUFFIX).unwrap_or(key)
+}
+
 /// Whether a volume is such a copy: no VDI of XAPI's, whose keys are uuids.
 #[must_use]
 pub fn is_boot_key(key: &str) -> bool {

@@ -40,6 +40,8 @@ pub enum Edit {
 pub enum Command {
     Create { record: Box<Record>, reply: Reply<VdiInfo> },
     Destroy { reply: Reply<()> },
+    EpochBegin { persistent: bool, reply: Reply<()> },
+    EpochEnd { reply: Reply<()> },
     Copy { record: Box<Record>, reply: Reply<VdiInfo> },
     Revert { snapshot: String, reply: Reply<()> },
     Unlock { from: String, reason: String, reply: Reply<Unlocked> },
@@ -56,6 +58,8 @@ pub enum Command {
 /// A command and the call that it came from.
 #[derive(Debug)]
 pub struct Job {
+    /// The VDI: the actor's, or its copy.
+    pub vdi: VdiId,
     /// What to do.
     pub command: Command,
     /// Who asked: its fields (uid, pid, method) are in every log line of the command.
@@ -76,7 +80,7 @@ pub async fn run(registry: Arc<Registry>, id: VdiId, mut queue: mpsc::Receiver<J
             // No VDI changes while its whole SR does.
             let lock = registry.srs.lock(&id.sr);
             let _shared = lock.read().await;
-            let vdi = Vdi { id: &id, registry: &registry };
+            let vdi = Vdi { id: &job.vdi, registry: &registry };
             vdi.obey(job.command).instrument(job.span).await;
         }
         if registry.retire(&id, &queue) {
@@ -90,6 +94,10 @@ impl Vdi<'_> {
         match command {
             Command::Create { record, reply } => answer(reply, self.create(*record).await),
             Command::Destroy { reply } => answer(reply, self.destroy().await),
+            Command::EpochBegin { persistent, reply } => {
+                answer(reply, self.epoch_begin(persistent).await);
+            }
+            Command::EpochEnd { reply } => answer(reply, self.epoch_end().await),
             Command::Copy { record, reply } => answer(reply, self.copy(*record).await),
             Command::Revert { snapshot, reply } => answer(reply, self.revert(snapshot).await),
             Command::Unlock { from, reason, reply } => {
@@ -97,18 +105,52 @@ impl Vdi<'_> {
             }
             Command::Resize { size, reply } => answer(reply, self.resize(size).await),
             Command::Edit { edit, reply } => answer(reply, self.edit(edit).await),
+            Command::Tidy { reply } => answer(reply, self.tidy().await),
+            other => self.obey_use(other).await,
+        }
+    }
+}
+
+impl Vdi<'_> {
+    /// The commands of one use, of the VDI or of the copy that its guest uses instead.
+    async fn obey_use(&self, command: Command) {
+        match command {
             Command::Attach { dp, domain, mode, reply } => {
-                answer(reply, self.attach(&dp, domain, mode).await);
+                let attached = match self.to_attach(&dp).await {
+                    Ok(id) => self.at(&id).attach(&dp, domain, mode).await,
+                    Err(error) => Err(error),
+                };
+                answer(reply, attached);
             }
             Command::Activate { dp, read_only, reply } => {
-                answer(reply, self.activate(&dp, read_only).await);
+                let activated = match self.registry.used(self.id, &dp).await {
+                    Ok(id) => self.at(&id).activate(&dp, read_only).await,
+                    Err(error) => Err(error),
+                };
+                answer(reply, activated);
             }
-            Command::Deactivate { dp, reply } => answer(reply, self.deactivate(&dp).await),
-            Command::Detach { dp, reply } => answer(reply, self.detach(&dp).await),
+            Command::Deactivate { dp, reply } => {
+                let deactivated = match self.registry.used(self.id, &dp).await {
+                    Ok(id) => self.at(&id).deactivate(&dp).await,
+                    Err(error) => Err(error),
+                };
+                answer(reply, deactivated);
+            }
+            Command::Detach { dp, reply } => {
+                let detached = match self.registry.used(self.id, &dp).await {
+                    Ok(id) => self.at(&id).detach(&dp).await,
+                    Err(error) => Err(error),
+                };
+                answer(reply, detached);
+            }
             Command::DestroyDatapath { dp, allow_leak, reply } => {
-                answer(reply, self.destroy_datapath(&dp, allow_leak).await);
+                let destroyed = match self.registry.used(self.id, &dp).await {
+                    Ok(id) => self.at(&id).destroy_datapath(&dp, allow_leak).await,
+                    Err(error) => Err(error),
+                };
+                answer(reply, destroyed);
             }
-            Command::Tidy { reply } => answer(reply, self.tidy().await),
+            _ => unreachable!("all else is a command of the whole VDI"),
         }
     }
 }

@@ -4,15 +4,14 @@
 //! The copy is a volume of the same SR whose key tells what it is ([`boot_key`]); that its record
 //! is there is the whole state, so a crash leaves an epoch or none, and other hosts see it too (a
 //! guest that migrates goes on with its copy). Scans do not list it. Extents are shared where the
-//! file system can. Called through the registry's own calls; the VDIs' actors do the work.
+//! file system can. Run by the VDI's actor, which is the copy's too.
 
 use crate::sr::attached::internal;
-use crate::sr::record::{Record, boot_key};
+use crate::sr::record::{base_key, boot_key};
 use crate::state::Datapath;
 use crate::vdi::VdiId;
-use crate::vdi::actor::Command;
+use crate::vdi::actor::Vdi;
 use crate::vdi::registry::Registry;
-use std::sync::Arc;
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::smapi2::VdiInfo;
 
@@ -21,63 +20,66 @@ impl VdiId {
     fn boot(&self) -> VdiId {
         VdiId::new(self.sr.clone(), boot_key(&self.vdi))
     }
+
+    /// The VDI that this is a copy of, or itself.
+    pub(super) fn base(&self) -> VdiId {
+        VdiId::new(self.sr.clone(), base_key(&self.vdi))
+    }
 }
 
-impl Registry {
-    /// VDI.epoch_begin: a guest starts. What a guest wrote that died without an end is forgotten.
-    ///
-    /// # Errors
-    /// No such VDI; an earlier epoch's copy is in use; no space.
-    pub async fn epoch_begin(
-        self: &Arc<Self>,
-        vdi: &VdiId,
-        persistent: bool,
-    ) -> Result<(), StorageError> {
-        let (place, key) = (self.srs.get(&vdi.sr)?, vdi.vdi.clone());
+impl Vdi<'_> {
+    /// Another VDI of this actor's.
+    pub(super) fn at<'a>(&self, id: &'a VdiId) -> Vdi<'a>
+    where
+        Self: 'a,
+    {
+        Vdi { id, registry: self.registry }
+    }
+
+    pub(super) async fn epoch_begin(&self, persistent: bool) -> Result<(), StorageError> {
+        let (place, key) = (self.registry.srs.get(&self.id.sr)?, self.id.vdi.clone());
         let source = place.run(move |file| file.volume_info(&key)).await?;
-        self.epoch_end(vdi).await?;
+        self.epoch_end().await?;
         if persistent || source.read_only {
             return Ok(());
         }
-        let (key, boot) = (vdi.vdi.clone(), boot_key(&vdi.vdi));
+        let (key, boot) = (self.id.vdi.clone(), boot_key(&self.id.vdi));
         let wanted = VdiInfo { is_a_snapshot: false, ..source };
         let record = place.run(move |file| file.plan_copy_as(boot, &key, wanted)).await?;
-        self.ask(vdi, |reply| Command::Copy { record: Box::new(record), reply }).await?;
-        tracing::info!(%vdi, "what its guest writes will be forgotten");
+        self.copy(record).await?;
+        tracing::info!(vdi = %self.id, "what its guest writes will be forgotten");
         Ok(())
     }
 
-    /// VDI.epoch_end: a guest has ended. Succeeds when there is nothing to forget.
-    ///
-    /// # Errors
-    /// The copy is in use; no such SR.
-    pub async fn epoch_end(self: &Arc<Self>, vdi: &VdiId) -> Result<(), StorageError> {
-        if !self.forgets(vdi).await? {
+    pub(super) async fn epoch_end(&self) -> Result<(), StorageError> {
+        if !self.forgets().await? {
             return Ok(());
         }
-        self.ask(&vdi.boot(), |reply| Command::Destroy { reply }).await
+        self.at(&self.id.boot()).destroy_alone().await
     }
 
     /// Whether the VDI is in an epoch that shall be forgotten.
-    async fn forgets(&self, vdi: &VdiId) -> Result<bool, StorageError> {
-        let boot = boot_key(&vdi.vdi);
-        match self.srs.get(&vdi.sr)?.run(move |file| file.volume(&boot)).await {
-            Ok(Record { .. }) => Ok(true),
+    async fn forgets(&self) -> Result<bool, StorageError> {
+        let boot = boot_key(&self.id.vdi);
+        match self.registry.srs.get(&self.id.sr)?.run(move |file| file.volume(&boot)).await {
+            Ok(_) => Ok(true),
             Err(StorageError::VdiDoesNotExist(_)) => Ok(false),
             Err(error) => Err(error),
         }
     }
 
-    /// Whose use a datapath of `vdi` is to be: of the copy while there is one. A use from before
-    /// stays where it is.
-    pub(super) async fn to_attach(&self, vdi: &VdiId, dp: &str) -> Result<VdiId, StorageError> {
-        let held = self.state.datapaths(vdi).await.map_err(internal)?;
+    /// Whose use a datapath is to be: the copy's while there is one. A use from before stays where
+    /// it is.
+    pub(super) async fn to_attach(&self, dp: &str) -> Result<VdiId, StorageError> {
+        let held = self.registry.state.datapaths(self.id).await.map_err(internal)?;
         let here = held.iter().any(|held| held.dp == dp);
-        let there = !here && self.forgets(vdi).await?;
-        Ok(if there { vdi.boot() } else { vdi.clone() })
+        let there = !here && self.forgets().await?;
+        Ok(if there { self.id.boot() } else { self.id.clone() })
     }
+}
 
-    /// Whose use a datapath of `vdi` is.
+impl Registry {
+    /// Whose use a datapath of `vdi` is: its own or the copy's.
     pub(super) async fn used(&self, vdi: &VdiId, dp: &str) -> Result<VdiId, StorageError> {
         let boot = vdi.boot();
         let held = self.state.datapaths(&boot).await.map_err(internal)?;

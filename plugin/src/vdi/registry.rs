@@ -204,13 +204,31 @@ impl Registry {
         self.ask(vdi, |reply| Command::Unlock { from, reason, reply }).await
     }
 
+    /// VDI.epoch_begin: a guest starts. What a guest wrote that died without an end is forgotten.
+    ///
+    /// # Errors
+    /// No such VDI; an earlier epoch's copy is in use; no space.
+    pub async fn epoch_begin(
+        self: &Arc<Self>,
+        vdi: &VdiId,
+        persistent: bool,
+    ) -> Result<(), StorageError> {
+        self.ask(vdi, |reply| Command::EpochBegin { persistent, reply }).await
+    }
+
+    /// VDI.epoch_end: a guest has ended. Succeeds when there is nothing to forget.
+    ///
+    /// # Errors
+    /// The copy is in use; no such SR.
+    pub async fn epoch_end(self: &Arc<Self>, vdi: &VdiId) -> Result<(), StorageError> {
+        self.ask(vdi, |reply| Command::EpochEnd { reply }).await
+    }
+
     /// VDI.destroy.
     ///
     /// # Errors
     /// It is in use; no such SR.
     pub async fn destroy(self: &Arc<Self>, vdi: &VdiId) -> Result<(), StorageError> {
-        // A copy that a guest uses instead goes first, or is in the way.
-        self.epoch_end(vdi).await?;
         self.ask(vdi, |reply| Command::Destroy { reply }).await
     }
 
@@ -241,7 +259,6 @@ impl Registry {
         domain: String,
         mode: Mode,
     ) -> Result<Backend, StorageError> {
-        let vdi = &self.to_attach(vdi, &dp).await?;
         self.ask(vdi, |reply| Command::Attach { dp, domain, mode, reply }).await
     }
 
@@ -255,7 +272,6 @@ impl Registry {
         dp: String,
         read_only: bool,
     ) -> Result<(), StorageError> {
-        let vdi = &self.used(vdi, &dp).await?;
         self.ask(vdi, |reply| Command::Activate { dp, read_only, reply }).await
     }
 
@@ -264,7 +280,6 @@ impl Registry {
     /// # Errors
     /// The worker does not let go.
     pub async fn deactivate(self: &Arc<Self>, vdi: &VdiId, dp: String) -> Result<(), StorageError> {
-        let vdi = &self.used(vdi, &dp).await?;
         self.ask(vdi, |reply| Command::Deactivate { dp, reply }).await
     }
 
@@ -273,7 +288,6 @@ impl Registry {
     /// # Errors
     /// It is active.
     pub async fn detach(self: &Arc<Self>, vdi: &VdiId, dp: String) -> Result<(), StorageError> {
-        let vdi = &self.used(vdi, &dp).await?;
         self.ask(vdi, |reply| Command::Detach { dp, reply }).await
     }
 
@@ -287,7 +301,6 @@ impl Registry {
         dp: String,
         allow_leak: bool,
     ) -> Result<(), StorageError> {
-        let vdi = &self.used(vdi, &dp).await?;
         self.ask(vdi, |reply| Command::DestroyDatapath { dp, allow_leak, reply }).await
     }
 
@@ -309,13 +322,14 @@ impl Registry {
         Ok(())
     }
 
-    pub(super) async fn ask<T>(
+    async fn ask<T>(
         self: &Arc<Self>,
         vdi: &VdiId,
         command: impl FnOnce(Reply<T>) -> Command,
     ) -> Result<T, StorageError> {
         let (reply, answer) = oneshot::channel();
-        self.post(vdi, Job { command: command(reply), span: tracing::Span::current() })?;
+        let (vdi_asked, span) = (vdi.clone(), tracing::Span::current());
+        self.post(vdi, Job { vdi: vdi_asked, command: command(reply), span })?;
         answer.await.unwrap_or_else(|_| {
             let text = format!("the operation on VDI {vdi} broke off; the daemon's log tells why");
             Err(StorageError::Internal(text))
@@ -324,7 +338,9 @@ impl Registry {
 
     fn post(self: &Arc<Self>, vdi: &VdiId, job: Job) -> Result<(), StorageError> {
         let mut actors = self.actors.lock().unwrap_or_else(PoisonError::into_inner);
-        let job = match actors.entry(vdi.clone()) {
+        // A VDI and the copy that a guest uses instead have one actor.
+        let base = vdi.base();
+        let job = match actors.entry(base.clone()) {
             Slot::Occupied(slot) => match slot.get().try_send(job) {
                 Ok(()) => return Ok(()),
                 Err(mpsc::error::TrySendError::Full(_)) => {
@@ -343,8 +359,8 @@ impl Registry {
         let (sender, queue) = mpsc::channel(COMMANDS_QUEUED_MAX);
         // A fresh queue has room.
         let _ = sender.try_send(job);
-        actors.insert(vdi.clone(), sender);
-        tokio::spawn(actor::run(Arc::clone(self), vdi.clone(), queue));
+        actors.insert(base.clone(), sender);
+        tokio::spawn(actor::run(Arc::clone(self), base, queue));
         Ok(())
     }
 

@@ -68,6 +68,12 @@ impl Vdi<'_> {
     }
 
     pub(super) async fn destroy(&self) -> Result<(), StorageError> {
+        // A copy that a guest uses instead goes first, or is in the way.
+        self.epoch_end().await?;
+        self.destroy_alone().await
+    }
+
+    pub(super) async fn destroy_alone(&self) -> Result<(), StorageError> {
         let sr = self.registry.srs.get(&self.id.sr)?;
         self.retry_leaked().await?;
         self.check_unused("destroy", |_| true).await?;
