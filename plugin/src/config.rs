@@ -13,8 +13,8 @@ const DEFAULT_FILE: &str = "/etc/zerotap.toml";
 const DEFAULT_RUN_DIR: &str = "/run/zerotap";
 const DEFAULT_STATE: &str = "/var/lib/zerotap/state.db";
 const DEFAULT_BACKEND_KIND: &str = "qdisk";
-/// Half of what Xen has records for (`gnttab_max_maptrack_frames`, 1024 of 256 each) where dom0 is a
-/// PV domain, which needs two for each page.
+/// Half of what Xen has records for (`gnttab_max_maptrack_frames`, 1024 of 256 each) where dom0 is
+/// a PV domain, which needs two for each page.
 const DEFAULT_MAPPED_PAGES_MAX: u64 = 65_536;
 /// xenstore-rs warns of every event of a watch that was just dropped, which guests can cause at
 /// will.

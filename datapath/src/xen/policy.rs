@@ -1,7 +1,7 @@
 //! Which way a request's pages are reached. Pure: facts in, a way out.
 //!
-//! On real Xen (4.17, PV dom0, Linux 6.1, under emulation: only the relations mean anything) a batch
-//! of pages cost, in microseconds:
+//! On real Xen (4.17, PV dom0, Linux 6.1, emulated: only the relations mean anything) a batch of
+//! pages cost, in microseconds:
 //!
 //! | pages | map and unmap | GRANT_COPY | O_DIRECT into a standing page, beyond plain memory |
 //! |---|---|---|---|
