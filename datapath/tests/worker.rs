@@ -289,7 +289,7 @@ fn what_the_host_cannot_spare_is_copied() {
 }
 
 #[test]
-fn what_is_chosen_by_cost_was_measured() {
+fn what_may_be_mapped_is_and_the_calls_are_measured() {
     let rig = Rig::new(64);
     let mut front = Front::connect(&rig, Abi::X86_64, false, 1);
     for n in 0..200 {
@@ -297,9 +297,8 @@ fn what_is_chosen_by_cost_was_measured() {
     }
     let counters = front.counters();
     let (mapped, copied) = (counters.mapped_requests, counters.grant_copied_requests);
-    assert!(mapped > 0 && copied > 0 && mapped + copied == 200, "{counters:?}");
-    assert!(counters.map_ns > 0 && counters.grant_copy_ns > 0, "{counters:?}");
-    assert_eq!((counters.map_call_pages, counters.grant_copy_pieces), (mapped, copied));
+    assert_eq!((mapped, copied), (200, 0));
+    assert!(counters.map_ns > 0 && counters.map_call_pages == mapped, "{counters:?}");
 }
 
 #[test]
