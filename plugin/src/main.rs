@@ -5,6 +5,7 @@
 mod cli;
 pub mod config;
 pub mod daemon;
+mod fault;
 pub mod host;
 pub mod message_switch;
 pub mod rpc;

@@ -10,6 +10,7 @@ mod envelope;
 mod link;
 mod message;
 
+use crate::fault;
 use crate::rpc::methods::Calls;
 use crate::state::{Handled, State};
 use envelope::Call;
@@ -273,7 +274,9 @@ fn named(method: &str, mut params: Map<String, Value>, key: &Key) -> Map<String,
 /// Answers in the order in which calls were finished.
 async fn answer(mut finished: mpsc::Receiver<Done>, settle: mpsc::Sender<Done>) {
     while let Some(done) = finished.recv().await {
+        fault::point!("before a message is answered");
         done.link.answer(&done.message, &done.answer).await;
+        fault::point!("a message is answered");
         // In this order, too: a message is remembered no later than one that its answer led to.
         let _ = settle.send(done).await;
     }
@@ -298,6 +301,7 @@ async fn acknowledge(
         for done in batch.drain(..) {
             if remembered.is_ok() {
                 done.link.acknowledge(done.message.id).await;
+                fault::point!("a message is acknowledged");
             }
             // It fails when the daemon stops.
             let _ = forget.send(done.key);

@@ -5,6 +5,7 @@
 //! way and holds back what comes (Linux `fs/xfs/xfs_reflink.c`, `xfs_reflink_remap_prep`), so a
 //! disk may be in use meanwhile. A copy is of no one moment: a disk in use is refused one.
 
+use crate::fault;
 use crate::sr::catalog::failed;
 use crate::sr::file::{FileSr, bytes};
 use crate::sr::record::Record;
@@ -125,6 +126,7 @@ impl FileSr {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let write = rustix::fs::open(target, flags, Mode::from(0o600))
             .map_err(|error| failed("create", target, &error.into()))?;
+        fault::point!("a copy is begun");
         let written = match ioctl_ficlone(&write, &read) {
             Ok(()) => Ok(()),
             Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::INVAL | Errno::XDEV) => {
@@ -133,6 +135,7 @@ impl FileSr {
             }
             Err(error) => Err(error),
         };
+        fault::point!("a copy is filled");
         written
             .and_then(|()| rustix::fs::fsync(&write))
             .and_then(|()| {

@@ -3,6 +3,7 @@
 //! A worker may serve the volume meanwhile; it goes no further than it did until it is told to
 //! (`vdi/resize.rs`). Blocking, as the rest of the SR.
 
+use crate::fault;
 use crate::sr::catalog::failed;
 use crate::sr::file::FileSr;
 use crate::sr::image;
@@ -52,7 +53,10 @@ impl FileSr {
             record.sm_config.get("allocation").is_some_and(|value| value == "preallocated");
         let before = record.virtual_size;
         let grown = lay_out(&fd, before, size, preallocated)
-            .and_then(|()| rustix::fs::fsync(&fd))
+            .and_then(|()| {
+                fault::point!("data has grown");
+                rustix::fs::fsync(&fd)
+            })
             .map_err(|error| too_large(error, size, &path));
         if let Err(error) = grown.and_then(|()| self.set_size(key, size)) {
             // A worker serves what there is of data: none beyond what the record says.

@@ -3,6 +3,7 @@
 //!
 //! Knows nothing of what is in them. Called by the catalog and the file SR, on blocking threads.
 
+use crate::fault;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use serde::{Serialize, de::DeserializeOwned};
 use std::fs::File;
@@ -14,6 +15,11 @@ pub const RECORD_BYTES_MAX: usize = 256 * 1024;
 /// What a file is called while it is written. A leading dot: no listing takes it for a record.
 const TEMPORARY_PREFIX: &str = ".zerotap-";
 const TEMPORARY_SUFFIX: &str = ".tmp";
+
+/// What `name` is called while it is written.
+fn temporary(name: &str) -> String {
+    format!("{TEMPORARY_PREFIX}{name}{TEMPORARY_SUFFIX}")
+}
 
 /// Whether a name is that of a file which a crash left half-written.
 pub fn is_temporary(name: &str) -> bool {
@@ -32,21 +38,26 @@ pub fn publish(dir: &Path, name: &str, value: &impl Serialize) -> io::Result<()>
         return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
     }
     let dir = File::open(dir)?;
-    let temporary = format!("{TEMPORARY_PREFIX}{name}{TEMPORARY_SUFFIX}");
+    let temporary = temporary(name);
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW;
     let written = rustix::fs::openat(&dir, &temporary, flags | OFlags::CLOEXEC, Mode::from(0o600))
         .map_err(io::Error::from)
         .and_then(|file| {
             let mut file = File::from(file);
+            fault::point!("a record is begun beside the old one");
             file.write_all(&text)?;
             file.sync_all()
         })
-        .and_then(|()| Ok(rustix::fs::renameat(&dir, &temporary, &dir, name)?));
+        .and_then(|()| {
+            fault::point!("a record is written beside the old one");
+            Ok(rustix::fs::renameat(&dir, &temporary, &dir, name)?)
+        });
     if let Err(error) = written {
         // Nothing depends on the removal: the next write of the same name takes the file over.
         let _ = rustix::fs::unlinkat(&dir, &temporary, AtFlags::empty());
         return Err(error);
     }
+    fault::point!("a record is renamed");
     dir.sync_all()
 }
 
@@ -61,15 +72,21 @@ pub fn read<T: DeserializeOwned>(dir: &Path, name: &str) -> io::Result<T> {
     serde_json::from_slice(&text).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
-/// Removes a file, durably. Succeeds when it is not there.
+/// Removes a file, durably, and what a crash in the middle of [`publish`] left beside it. Succeeds
+/// when it is not there.
 ///
 /// # Errors
 /// The file system's.
 pub fn remove(dir: &Path, name: &str) -> io::Result<()> {
-    match std::fs::remove_file(dir.join(name)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other?,
+    let there = |name: &str| match std::fs::remove_file(dir.join(name)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        other => other.map(|()| true),
+    };
+    let half_written = there(&temporary(name))?;
+    if !there(name)? && !half_written {
+        return Ok(());
     }
+    fault::point!("a file is removed");
     File::open(dir)?.sync_all()
 }
 

@@ -4,6 +4,7 @@
 //! made, record before data when it goes, so that a crash leaves no record without data. Who may do
 //! what to a volume in use is decided above.
 
+use crate::fault;
 use crate::sr::catalog::failed;
 use crate::sr::file::{FileSr, bytes};
 use crate::sr::image::{self, Image};
@@ -170,6 +171,7 @@ impl FileSr {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let fd = rustix::fs::open(&path, flags, Mode::from(0o600))
             .map_err(|error| failed("create", &path, &error.into()))?;
+        fault::point!("a data file is made");
         let preallocated =
             record.sm_config.get("allocation").is_some_and(|value| value == "preallocated");
         let made = lay_out(&fd, 0, record.virtual_size, preallocated)
@@ -182,6 +184,7 @@ impl FileSr {
             self.discard_data(&record.key)?;
             return Err(too_large(error, record.virtual_size, &path));
         }
+        fault::point!("a data file is laid out");
         Ok(())
     }
 
@@ -218,13 +221,16 @@ impl FileSr {
         if is_file { self.discard_data(key) } else { Ok(()) }
     }
 
-    /// After a crash: removes the data of a volume that was not finished.
+    /// After a crash: removes what there is of a volume that was not finished.
     ///
     /// # Errors
     /// The file system's.
     pub fn undo_make(&self, key: &str) -> Result<(), StorageError> {
         match self.volume(key) {
-            Err(StorageError::VdiDoesNotExist(_)) => self.discard_data(key),
+            Err(StorageError::VdiDoesNotExist(_)) => {
+                self.catalog.remove(key, |_| Ok(()))?;
+                self.discard_data(key)
+            }
             other => other.map(|_| ()),
         }
     }

@@ -4,6 +4,7 @@
 //! workers, so a daemon that was killed, or an actor that panicked, loses nothing. It lives while
 //! there are commands. What each command does: `datapath.rs`, `volume.rs`, `service.rs`.
 
+use crate::fault;
 use crate::sr::record::Record;
 use crate::vdi::VdiId;
 use crate::vdi::registry::Registry;
@@ -159,6 +160,7 @@ fn answer<T>(reply: Reply<T>, result: Result<T, StorageError>) {
     if let Err(error) = &result {
         tracing::warn!("refused or failed: {error}");
     }
+    fault::point!("before a VDI's answer");
     // A client that hung up has no use for it; what was done stays done.
     let _ = reply.send(result);
 }

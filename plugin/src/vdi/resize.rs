@@ -5,6 +5,7 @@
 //! is made good by the next start (`recover.rs`). A disk in use only grows: what a guest was once
 //! offered it may have written to. Run by the VDI's actor.
 
+use crate::fault;
 use crate::sr::attached::internal;
 use crate::state::Operation;
 use crate::vdi::VdiId;
@@ -42,6 +43,7 @@ impl Vdi<'_> {
             Ok(bytes) => follow(self.registry, self.id, *bytes).await,
             Err(_) => Ok(None),
         };
+        fault::point!("a worker serves what has grown");
         if resized.as_ref().err().is_none_or(|error| !is_open(error)) {
             state.settle(intent).await.map_err(internal)?;
         }

@@ -3,6 +3,7 @@
 //! Intent before, outcome after: whichever instant the daemon is killed at, the next one finds what
 //! there is (`worker/reconcile.rs`). Run by the VDI's actor alone.
 
+use crate::fault;
 use crate::sr::Sr;
 use crate::sr::attached::internal;
 use crate::sr::image::Image;
@@ -161,6 +162,7 @@ impl Vdi<'_> {
             Entry::Known(handle) => {
                 if handle.end().is_none() {
                     self.registry.workers.release(handle).await;
+                    fault::point!("a worker's rings are let go of");
                 }
                 handle.stop().await.map_err(failed)?
             }
@@ -170,6 +172,7 @@ impl Vdi<'_> {
             }
         };
         spawn::remove_socket(&self.registry.launcher.nbd_socket(self.id));
+        fault::point!("a worker's sockets are removed");
         if !polite {
             self.await_fence().await?;
         }

@@ -13,6 +13,7 @@ pub use client::WorkerError;
 pub use set::{WorkerNews, Workers};
 pub use spawn::Launcher;
 
+use crate::fault;
 use crate::host::Host;
 use crate::state::WorkerRow;
 use crate::vdi::VdiId;
@@ -303,6 +304,7 @@ impl WorkerHandle {
         self.0.stopping.store(true, Ordering::Release);
         let asked =
             self.0.client.done("shutdown", Ask::Shutdown, Vec::new(), SHUTDOWN_DEADLINE).await;
+        fault::point!("a worker is told to end");
         let polite = match asked {
             Ok(()) => tokio::time::timeout(EXIT_DEADLINE, self.ended()).await.is_ok(),
             Err(error) => {
@@ -323,6 +325,7 @@ impl WorkerHandle {
                 ));
             }
         }
+        fault::point!("a worker has ended");
         spawn::remove_socket(Path::new(&self.0.row.socket));
         Ok(polite)
     }

@@ -4,6 +4,7 @@
 //! A worker gets descriptors, never paths. It is in a process group of its own and outlives us;
 //! what becomes of it afterwards is the handle's business. Called by a VDI's actor.
 
+use crate::fault;
 use crate::host::Host;
 use crate::sr::image::Image;
 use crate::state::{WorkerRow, now};
@@ -109,6 +110,7 @@ impl Launcher {
         let read_only = image.read_only();
         let grants = self.host.open_grants()?;
         let listener = listen(socket).map_err(|e| format!("{}: {e}", socket.display()))?;
+        fault::point!("a worker's socket is made");
         let nbd = self.nbd_socket(vdi);
         // Left by a worker that was killed. Whoever has the image's fence has the socket too.
         remove_socket(&nbd);
@@ -116,9 +118,11 @@ impl Launcher {
         let budget = open_budget(&self.budget, self.mapped_pages_max / LEASE_PAGES);
         let budget = budget.map_err(|e| format!("{}: {e}", self.budget.display()))?;
         let options = self.options(&image);
+        fault::point!("a worker's NBD socket is made");
         let pid = self
             .run(id, vdi, &options, [listener, image.into_fd(), grants, nbd, budget])
             .map_err(|error| format!("cannot start {}: {error}", self.program.display()))?;
+        fault::point!("a worker is started");
         let process = Process::open(pid).map_err(|error| format!("pid {pid}: {error}"))?;
         let greeting = async {
             let client = Client::connect(socket).await?;
@@ -135,6 +139,7 @@ impl Launcher {
             },
             end = process.exited() => return Err(format!("{end} at once; its log lines tell why")),
         };
+        fault::point!("a worker has answered");
         let row = WorkerRow {
             id: id.into(),
             vdi: vdi.clone(),

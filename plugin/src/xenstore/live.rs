@@ -7,6 +7,7 @@
 use super::link::Link;
 use super::raw::Job;
 use super::{Batch, CALL_DEADLINE, Pending, Sink, Store, StoreError, Watch};
+use crate::fault;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -165,7 +166,9 @@ impl Store for Live {
 
     fn transact<'a>(&'a self, batch: &'a Batch) -> Pending<'a, ()> {
         Box::pin(self.shared.call(move |link| async move {
-            link.job(|reply| Job::Transact(batch.clone(), reply)).await
+            let committed = link.job(|reply| Job::Transact(batch.clone(), reply)).await;
+            fault::point!("xenstore has a transaction");
+            committed
         }))
     }
 
