@@ -195,7 +195,10 @@ impl Actor {
                 }
                 self.releasing.push(done);
                 self.leaving = Some(id);
-                self.step(Event::WorkerLeaves);
+                // What it serves of an earlier daemon's is not known before it has told.
+                if self.machine.has_met_worker() {
+                    self.step(Event::WorkerLeaves);
+                }
             }
             Message::Died(id) if self.serves(&id) => {
                 self.disk = None;
@@ -252,10 +255,13 @@ impl Actor {
             }
             Done::Met(id, worker, broken) => {
                 // Unless it died or was released meanwhile, or another has come.
-                if self.serves(&id) && self.leaving.is_none() {
+                if self.serves(&id) {
                     self.step(Event::WorkerReady(worker));
                     if broken {
                         self.step(Event::RingBroken);
+                    }
+                    if self.leaving.is_some() {
+                        self.step(Event::WorkerLeaves);
                     }
                 }
                 self.look = true;
@@ -305,7 +311,8 @@ impl Actor {
             tracing::debug!(vbd = %self.address.id, ?action, "acting");
             self.act(action);
         }
-        if !self.machine.holds_guest() && self.leaving.is_some() {
+        let free = self.machine.has_met_worker() && !self.machine.holds_guest();
+        if free && self.leaving.is_some() {
             self.disk = None;
             for done in self.releasing.drain(..) {
                 // The VDI side may have stopped waiting.

@@ -129,7 +129,13 @@ impl Backend {
     /// Whether it is known what there is: both directories, and what a worker serves.
     #[must_use]
     pub fn is_settled(&self) -> bool {
-        self.sight.is_some() && self.serving != Serving::Unknown
+        self.sight.is_some() && self.has_met_worker()
+    }
+
+    /// Whether it is known what a worker serves, or that there is none.
+    #[must_use]
+    pub fn has_met_worker(&self) -> bool {
+        self.serving != Serving::Unknown
     }
 
     /// Whether the frontend's ring is worth reading when its `state` is this.

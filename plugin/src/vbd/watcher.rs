@@ -98,18 +98,27 @@ impl Watcher {
     /// Runs until the sender of `news` is gone, or for ever.
     pub async fn run(self, mut news: mpsc::Receiver<News>) {
         let attention = Arc::new(Attention::default());
+        // Until all was looked at once nobody knows whether a worker that shall end holds a guest.
+        let mut early = Vec::new();
         let own = tokio::select! {
             own = self.own_domid() => own,
-            () = self.drain(&mut news) => return,
+            () = self.gather(&mut news, &mut early) => return,
         };
         self.own.send_replace(Some(own));
         let watches = self.watch(own, &attention);
         let mut resync = tokio::time::interval(RESYNC_INTERVAL);
         resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let looked = self.shared.with(|devices| devices.looked);
+            if looked {
+                for news in early.drain(..) {
+                    self.hand_on(news).await;
+                }
+            }
             tokio::select! {
                 biased;
                 news = news.recv() => match news {
+                    Some(news @ News::Releasing { .. }) if !looked => early.push(news),
                     Some(news) => self.hand_on(news).await,
                     None => break,
                 },
@@ -123,11 +132,11 @@ impl Watcher {
         drop(watches);
     }
 
-    /// As long as there is no actor, news concern nobody.
-    async fn drain(&self, news: &mut mpsc::Receiver<News>) {
+    /// As long as there is no actor, other news concern nobody.
+    async fn gather(&self, news: &mut mpsc::Receiver<News>, early: &mut Vec<News>) {
         while let Some(news) = news.recv().await {
-            if let News::Releasing { done, .. } = news {
-                let _ = done.send(());
+            if let News::Releasing { .. } = news {
+                early.push(news);
             }
         }
     }
