@@ -13,6 +13,7 @@
 
 mod boot;
 mod handled;
+mod owed;
 mod writer;
 
 pub use boot::Voided;
@@ -165,10 +166,10 @@ impl State {
             .max_connections(READERS_MAX)
             .idle_timeout(None)
             .max_lifetime(None)
-            .connect_with(options)
+            .connect_with(options.clone())
             .await
             .with_context(cannot_open)?;
-        Ok(State { readers, writer: Writer::start(connection), boot_id: boot_id.into() })
+        Ok(State { readers, writer: Writer::start(connection, options), boot_id: boot_id.into() })
     }
 
     /// Writes all back into the main file and closes it.

@@ -37,6 +37,26 @@ fn worker(vdi: &VdiId) -> WorkerRow {
 }
 
 #[tokio::test]
+async fn a_vdi_is_owed_once_however_often_that_is_remembered() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let state = with_sr(dir.path()).await;
+    let vdi = VdiId::new("sr", "vdi");
+    let activate = Operation::Activate { worker: "w".into() };
+    let intent = state.begin(&vdi, &activate).await.expect("begun");
+    for _ in 0..3 {
+        state.undo_by_giving_back(intent).await.expect("written");
+        state.owe(&vdi).await.expect("written");
+    }
+    state.owe(&VdiId::new("sr", "other")).await.expect("written");
+    let owed = state.intents().await.expect("readable");
+    assert!(owed.iter().all(|intent| intent.operation == Operation::Disown), "{owed:?}");
+    assert_eq!(
+        owed.iter().map(|intent| intent.vdi.vdi.as_str()).collect::<Vec<_>>(),
+        ["vdi", "other"]
+    );
+}
+
+#[tokio::test]
 async fn activation_is_settled_at_once_and_survives_the_daemon() {
     let dir = tempfile::tempdir().expect("a directory");
     let state = with_sr(dir.path()).await;

@@ -4,9 +4,11 @@
 //! Each is a savepoint, so that one that fails takes no other along. Knows no SQL; called by
 //! [`State`](crate::state::State) alone. An order is carried out though its caller has gone.
 
+use crate::fault;
 use anyhow::{Context, Result, anyhow};
 use futures_util::future::BoxFuture;
-use sqlx::{Connection, SqliteConnection};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions, Connection, SqliteConnection};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
@@ -32,10 +34,10 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Takes the connection over; no other may write.
-    pub(super) fn start(connection: SqliteConnection) -> Writer {
+    /// Takes the connection over, which was made with `options`; no other may write.
+    pub(super) fn start(connection: SqliteConnection, options: SqliteConnectOptions) -> Writer {
         let (orders, queue) = mpsc::channel(ORDERS_QUEUED_MAX);
-        tokio::spawn(run(connection, queue));
+        tokio::spawn(run(Desk { connection: Some(connection), options }, queue));
         Writer { orders }
     }
 
@@ -73,7 +75,33 @@ impl Writer {
 
 type Waiting = Vec<(Work, oneshot::Sender<Result<()>>)>;
 
-async fn run(mut connection: SqliteConnection, mut queue: mpsc::Receiver<Order>) {
+struct Desk {
+    connection: Option<SqliteConnection>,
+    options: SqliteConnectOptions,
+}
+
+impl Desk {
+    /// The connection, made anew after a failure.
+    async fn connection(&mut self) -> Result<&mut SqliteConnection, sqlx::Error> {
+        let connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => self.options.connect().await?,
+        };
+        Ok(self.connection.insert(connection))
+    }
+
+    /// A full disk has SQLite end a transaction of which sqlx then believes that it goes on: no
+    /// other would ever begin.
+    async fn give_up_connection(&mut self) {
+        if let Some(connection) = self.connection.take()
+            && let Err(error) = connection.close_hard().await
+        {
+            tracing::warn!("the state database: {error}");
+        }
+    }
+}
+
+async fn run(mut desk: Desk, mut queue: mpsc::Receiver<Order>) {
     let mut waiting: Waiting = Vec::new();
     let mut due = Instant::now();
     loop {
@@ -82,7 +110,7 @@ async fn run(mut connection: SqliteConnection, mut queue: mpsc::Receiver<Order>)
         } else if let Ok(order) = timeout_at(due, queue.recv()).await {
             order
         } else {
-            commit(&mut connection, std::mem::take(&mut waiting)).await;
+            commit(&mut desk, std::mem::take(&mut waiting)).await;
             continue;
         };
         let mut next = order;
@@ -102,17 +130,19 @@ async fn run(mut connection: SqliteConnection, mut queue: mpsc::Receiver<Order>)
             match queue.try_recv() {
                 Ok(order) if waiting.len() < ORDERS_MAX => next = Some(order),
                 Ok(order) => {
-                    commit(&mut connection, std::mem::take(&mut waiting)).await;
+                    commit(&mut desk, std::mem::take(&mut waiting)).await;
                     next = Some(order);
                 }
                 Err(_) => break None,
             }
         };
         if hurry || closing.is_some() {
-            commit(&mut connection, std::mem::take(&mut waiting)).await;
+            commit(&mut desk, std::mem::take(&mut waiting)).await;
         }
         if let Some(done) = closing {
-            if let Err(error) = connection.close().await {
+            if let Some(connection) = desk.connection
+                && let Err(error) = connection.close().await
+            {
                 tracing::warn!("the state database: {error}");
             }
             if let Some(done) = done {
@@ -124,14 +154,15 @@ async fn run(mut connection: SqliteConnection, mut queue: mpsc::Receiver<Order>)
 }
 
 /// Carries all out and tells each how it went, once the disk has it.
-async fn commit(connection: &mut SqliteConnection, waiting: Waiting) {
+async fn commit(desk: &mut Desk, waiting: Waiting) {
     if waiting.is_empty() {
         return;
     }
     let (works, callers): (Vec<_>, Vec<_>) = waiting.into_iter().unzip();
     let mut outcomes = Vec::new();
+    fault::point!("before a commit");
     let written = async {
-        let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
+        let mut tx = desk.connection().await?.begin_with("BEGIN IMMEDIATE").await?;
         for work in works {
             let mut point = tx.begin().await?;
             let outcome = work(&mut point).await;
@@ -145,6 +176,10 @@ async fn commit(connection: &mut SqliteConnection, waiting: Waiting) {
         tx.commit().await
     };
     let failed: Option<sqlx::Error> = written.await.err();
+    if failed.is_some() {
+        desk.give_up_connection().await;
+    }
+    fault::point!("after a commit");
     let mut outcomes = outcomes.into_iter();
     for done in callers {
         let outcome = match (outcomes.next(), &failed) {

@@ -65,6 +65,21 @@ pub async fn recover(registry: &Arc<Registry>) -> Result<()> {
             tracing::error!(?action, "left by an earlier daemon, not settled yet: {error}");
         }
     }
+    sweep_nbd_sockets(registry)
+}
+
+/// Removes the NBD sockets that no worker listens on. Nobody makes one yet.
+fn sweep_nbd_sockets(registry: &Registry) -> Result<()> {
+    let launcher = &registry.launcher;
+    let workers = registry.all_workers();
+    let used: BTreeSet<_> = workers.iter().map(|it| launcher.nbd_socket(&it.row().vdi)).collect();
+    let dir = &launcher.nbd_dir;
+    for entry in std::fs::read_dir(dir).with_context(|| dir.display().to_string())? {
+        let path = entry?.path();
+        if !used.contains(&path) {
+            spawn::remove_socket(&path);
+        }
+    }
     Ok(())
 }
 
@@ -177,9 +192,9 @@ async fn act(
             registry.srs.get(sr)?.run(crate::sr::file::FileSr::destroy).await?;
             registry.srs.forget(sr).await
         }
-        (Action::Disown(intent, vdi), _) => {
-            registry.owe(vdi).await?;
-            settle(registry, *intent).await
+        // The chores, which begin soon, do it.
+        (Action::Disown(intent, _), _) => {
+            registry.state.undo_by_giving_back(*intent).await.map_err(internal)
         }
     }
 }

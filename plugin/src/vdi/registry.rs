@@ -6,7 +6,7 @@
 use crate::sr::Srs;
 use crate::sr::attached::internal;
 use crate::sr::record::Record;
-use crate::state::{Datapath, Operation, State};
+use crate::state::{Datapath, State};
 use crate::vdi::VdiId;
 use crate::vdi::actor::{self, Command, Edit, Job, Reply};
 use crate::vdi::automaton::superstate;
@@ -317,7 +317,7 @@ impl Registry {
     /// # Errors
     /// The database failed.
     pub(super) async fn owe(&self, vdi: &VdiId) -> Result<(), StorageError> {
-        self.state.begin(vdi, &Operation::Disown).await.map_err(internal)?;
+        self.state.owe(vdi).await.map_err(internal)?;
         self.chores.notify_one();
         Ok(())
     }
