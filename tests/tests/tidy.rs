@@ -134,6 +134,37 @@ fn every_room_for_unsafe_code_is_needed() {
     assert_none("rooms without unsafe code", &wrong);
 }
 
+/// The clock on the wall steps: it is written down for people, and nothing is decided by it.
+#[test]
+fn nothing_depends_on_the_time_of_day() {
+    let readers = ["plugin/src/state.rs", "plugin/src/cli/"];
+    let words = [
+        "SystemTime",
+        "Timestamp::now",
+        "Zoned::now",
+        "ClockId::Realtime",
+        "CURRENT_TIMESTAMP",
+        "unixepoch",
+        "julianday",
+        "strftime",
+    ];
+    let mut wrong = Vec::new();
+    for Source { path, text } in sources(&[".rs", ".sql"]) {
+        let ours = ["plugin/", "datapath/", "rpc-schema/", "migrations/"];
+        if !ours.iter().any(|dir| path.starts_with(dir))
+            || readers.iter().any(|reader| path.starts_with(reader))
+        {
+            continue;
+        }
+        for (n, line) in text.lines().enumerate() {
+            if words.iter().any(|word| line.contains(word)) {
+                wrong.push(format!("{path}:{}: {}", n + 1, line.trim()));
+            }
+        }
+    }
+    assert_none("the time of day", &wrong);
+}
+
 #[test]
 fn nothing_is_left_for_later() {
     let words = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X")];

@@ -2,6 +2,7 @@
 //! own. Everything that a scenario starts ends with it.
 
 pub mod disk;
+pub mod faults;
 pub mod http;
 pub mod loop_device;
 pub mod nbd;
@@ -33,6 +34,7 @@ pub struct Host {
     daemon: Option<Child>,
     sim: SimHost,
     config: PathBuf,
+    state: PathBuf,
     /// On a disk, for images.
     data: TempDir,
     /// In memory, for guests.
@@ -53,11 +55,24 @@ impl Host {
     /// # Errors
     /// When something does not start.
     pub fn start_with(lines: &str) -> anyhow::Result<Host> {
+        Host::start_in(lines, None)
+    }
+
+    /// The same with its state database elsewhere.
+    ///
+    /// # Errors
+    /// When something does not start.
+    pub fn start_with_state(state: &Path) -> anyhow::Result<Host> {
+        Host::start_in("", Some(state))
+    }
+
+    fn start_in(lines: &str, state: Option<&Path>) -> anyhow::Result<Host> {
         let (data, memory) = (tempfile::tempdir()?, tempfile::tempdir_in("/dev/shm")?);
         require_direct_io(data.path())?;
         let sim = SimHost::start(memory.path())?;
         let config = data.path().join("zerotap.toml");
-        let mut host = Host { daemon: None, sim, config, data, _memory: memory };
+        let state = state.map_or_else(|| data.path().join("state.db"), Path::to_owned);
+        let mut host = Host { daemon: None, sim, config, state, data, _memory: memory };
         host.write_boot_id("first")?;
         let boot_id = host.data.path().join("boot_id");
         let mut text = String::new();
@@ -87,6 +102,17 @@ impl Host {
     #[must_use]
     pub fn run_dir(&self) -> PathBuf {
         self.data.path().join("run")
+    }
+
+    /// The daemon's state database.
+    #[must_use]
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// Where the daemon looks for orders to die; it is made by who has some.
+    fn fault_dir(&self) -> PathBuf {
+        self.data.path().join("faults")
     }
 
     /// The daemon's RPC.
@@ -170,7 +196,8 @@ impl Host {
         let mut command = Command::new(program("zerotap")?);
         command.arg("serve").args(["--host", "sim", "--sim-dir"]).arg(self.sim.dir());
         command.arg("--config").arg(&self.config).arg("--run-dir").arg(self.run_dir());
-        command.arg("--state").arg(self.data.path().join("state.db")).stdin(Stdio::null());
+        command.arg("--state").arg(self.state()).stdin(Stdio::null());
+        command.env("ZEROTAP_FAULT_DIR", self.fault_dir());
         Ok(command)
     }
 
@@ -184,6 +211,15 @@ impl Host {
             daemon.wait()?;
         }
         Ok(())
+    }
+
+    /// Whether the daemon has ended though nobody here told it to.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub fn daemon_has_ended(&mut self) -> anyhow::Result<bool> {
+        let Some(daemon) = &mut self.daemon else { return Ok(false) };
+        Ok(daemon.try_wait()?.is_some())
     }
 
     /// SIGTERM, and waits for the end.
