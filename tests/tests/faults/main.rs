@@ -12,7 +12,7 @@ mod operations;
 mod queue;
 
 use life::{Life, Stage};
-use operations::{OPERATIONS, Operation, READ_ONLY};
+use operations::{OF_MORE_THAN_A_DISK, OPERATIONS, Operation, READ_ONLY};
 use std::collections::BTreeSet;
 use std::path::Path;
 use zerotap_rpc_schema::table;
@@ -98,7 +98,8 @@ fn datapaths_survive_every_fault() {
 #[test]
 fn every_method_that_changes_something_is_among_the_operations() {
     let operations = OPERATIONS.iter().map(|operation| operation.method);
-    let known: BTreeSet<&str> = operations.chain(READ_ONLY).chain(guests::METHODS).collect();
+    let known: BTreeSet<&str> =
+        operations.chain(READ_ONLY).chain(guests::METHODS).chain(OF_MORE_THAN_A_DISK).collect();
     let table: BTreeSet<&str> = table::NAMES.iter().copied().collect();
     assert_eq!(known, table, "operations and READ_ONLY on the left, the method table on the right");
 }

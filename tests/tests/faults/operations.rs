@@ -28,7 +28,7 @@ impl Operation {
 }
 
 /// Methods that change nothing.
-pub(crate) const READ_ONLY: [&str; 22] = [
+pub(crate) const READ_ONLY: [&str; 23] = [
     "Query.query",
     "Query.diagnostics",
     "SR.stat",
@@ -50,8 +50,12 @@ pub(crate) const READ_ONLY: [&str; 22] = [
     "VBD.stat",
     "Worker.list",
     "Host.status",
+    "Task.list",
     "rpc.discover",
 ];
+
+/// Methods that need more than one disk on one host: a snapshot, another host.
+pub(crate) const OF_MORE_THAN_A_DISK: [&str; 2] = ["VDI.revert", "VDI.unlock"];
 
 macro_rules! operation {
     ($method:literal, $before:ident, $params:expr, $holds:expr) => {
@@ -199,7 +203,7 @@ pub(crate) const OPERATIONS: &[Operation] = &[
         life,
         rpc,
         "tags",
-        &json!(["new"])
+        &json!(["old", "new"])
     )),
     operation!("VDI.remove_tags", Vdi, |life| life.vdi(json!({"key": "old"})), |life, rpc| record(
         life,
