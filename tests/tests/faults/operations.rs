@@ -28,7 +28,7 @@ impl Operation {
 }
 
 /// Methods that change nothing.
-pub(crate) const READ_ONLY: [&str; 23] = [
+pub(crate) const READ_ONLY: [&str; 21] = [
     "Query.query",
     "Query.diagnostics",
     "SR.stat",
@@ -40,8 +40,6 @@ pub(crate) const READ_ONLY: [&str; 23] = [
     "VDI.get_by_name",
     "VDI.introduce",
     "VDI.similar_content",
-    "VDI.epoch_begin",
-    "VDI.epoch_end",
     "DP.attach_info",
     "DP.stat_vdi",
     "DATA.get_nbd_server",
@@ -54,8 +52,9 @@ pub(crate) const READ_ONLY: [&str; 23] = [
     "rpc.discover",
 ];
 
-/// Methods that need more than one disk on one host: a snapshot, another host.
-pub(crate) const OF_MORE_THAN_A_DISK: [&str; 2] = ["VDI.revert", "VDI.unlock"];
+/// Methods that need more than a disk on one host: a snapshot, another host, a guest's epoch.
+pub(crate) const OF_MORE_THAN_A_DISK: [&str; 4] =
+    ["VDI.revert", "VDI.unlock", "VDI.epoch_begin", "VDI.epoch_end"];
 
 macro_rules! operation {
     ($method:literal, $before:ident, $params:expr, $holds:expr) => {
