@@ -3,22 +3,25 @@
 //!
 //! Not for people: everything it may use is inherited, nothing is opened by name.
 
+use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::ExitCode;
-use zerotap_datapath::engine::WANTED_KERNEL;
+use zerotap_datapath::engine::choice::choose;
 use zerotap_datapath::image::Image;
 use zerotap_datapath::inherit::inherited;
 use zerotap_datapath::sandbox::confine;
 use zerotap_datapath::worker::{Given, Worker};
 use zerotap_datapath::xen::Host;
 use zerotap_datapath::xen::budget::Budget;
+use zerotap_rpc_schema::engine::EngineSetting;
 use zerotap_rpc_schema::worker::TransferRule;
 
 const USAGE: &str = "zerotap-datapath is started by zerotap, with descriptors it inherits:
-  zerotap-datapath --id ID --host xen|sim [--user UID] [--read-only] [--network] \
-  [--transfer auto|map|copy] --listener-fd N --image-fd N --gntdev-fd N \
-  [--budget-fd N] [--nbd-fd N --nbd-name NAME]";
+  zerotap-datapath --id ID --host xen|sim [--user UID] [--engine auto|io_uring|aio] [--read-only] \
+  [--network] [--transfer auto|map|copy] --listener-fd N --image-fd N --gntdev-fd N \
+  [--budget-fd N] [--nbd-fd N --nbd-name NAME]
+  zerotap-datapath --probe-engine auto|io_uring|aio";
 
 /// The command line, as the daemon writes it.
 #[derive(Default)]
@@ -26,6 +29,7 @@ struct Arguments {
     id: Option<String>,
     host: Option<Host>,
     user: Option<u32>,
+    engine: EngineSetting,
     read_only: bool,
     network: bool,
     transfer: Option<TransferRule>,
@@ -38,6 +42,11 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
+    if let [option, setting] = &*std::env::args().skip(1).collect::<Vec<_>>()
+        && option == "--probe-engine"
+    {
+        return probe(setting);
+    }
     let log = tracing_subscriber::fmt().with_writer(std::io::stderr);
     log.with_target(false).with_ansi(false).init();
     let arguments = match parse(std::env::args().skip(1)) {
@@ -58,6 +67,27 @@ fn main() -> ExitCode {
     }
 }
 
+/// Tells which engine a worker would take here: a line of JSON, or what is wrong.
+fn probe(setting: &str) -> ExitCode {
+    let try_both = || {
+        let file = memfd_create("probe", MemfdFlags::CLOEXEC);
+        let file = file.map_err(|errno| format!("make a file to try: {errno}"))?;
+        let choice = choose(setting.parse()?, file.as_fd());
+        let choice = choice.map_err(|problem| problem.to_string())?;
+        serde_json::to_string(&choice).map_err(|error| error.to_string())
+    };
+    match try_both() {
+        Ok(line) => {
+            println!("{line}");
+            ExitCode::SUCCESS
+        }
+        Err(problem) => {
+            eprintln!("{problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 fn serve(arguments: Arguments) -> Result<(), String> {
     let missing = |name: &str| format!("{name} is missing\n{USAGE}");
     let host = arguments.host.ok_or_else(|| missing("--host"))?;
@@ -65,6 +95,9 @@ fn serve(arguments: Arguments) -> Result<(), String> {
     // From here on nothing but what was given: what follows reads what others wrote.
     let confined =
         confine(host, arguments.user, gntdev.as_fd()).map_err(|error| error.to_string())?;
+    let image = Image::new(arguments.image.ok_or_else(|| missing("--image-fd"))?)
+        .map_err(|error| error.to_string())?;
+    let engine = choose(arguments.engine, image.file()).map_err(|problem| problem.to_string())?;
     let given = Given {
         host,
         read_only: arguments.read_only,
@@ -74,18 +107,18 @@ fn serve(arguments: Arguments) -> Result<(), String> {
             None => Budget::unlimited(),
         },
         transfer: arguments.transfer.unwrap_or_default(),
-        image: Image::new(arguments.image.ok_or_else(|| missing("--image-fd"))?)
-            .map_err(|error| error.to_string())?,
+        engine,
+        image,
         listener: arguments.listener.ok_or_else(|| missing("--listener-fd"))?,
         gntdev,
         nbd: arguments.nbd.map(|listener| (listener, arguments.nbd_name)),
     };
-    let image = given.image.info();
-    let worker =
-        Worker::new(given).map_err(|error| format!("{error}: zerotap needs {WANTED_KERNEL}"))?;
+    let (image, engine) = (given.image.info(), given.engine.clone());
+    let worker = Worker::new(given).map_err(|problem| problem.to_string())?;
     let (own_user, landlock) = (confined.own_user, confined.landlock);
     let (sectors, sector_bytes) = (image.sectors, image.sector_bytes);
-    tracing::info!(sectors, sector_bytes, own_user, landlock, "ready");
+    let (engine, why) = (engine.kind, engine.why);
+    tracing::info!(sectors, sector_bytes, %engine, why, own_user, landlock, "ready");
     worker.run().map_err(|error| format!("the worker stopped: {error}"))?;
     tracing::info!("shut down");
     Ok(())
@@ -107,6 +140,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
         match word.as_str() {
             "--id" => arguments.id = Some(value),
             "--user" => arguments.user = Some(parse_user(&value)?),
+            "--engine" => arguments.engine = value.parse()?,
             "--host" => arguments.host = Some(parse_host(&value)?),
             "--transfer" => {
                 let rule: Result<TransferRule, _> = value.parse();

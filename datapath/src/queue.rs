@@ -4,7 +4,7 @@
 //! starts a queue, asks it for its counters and tells it to drain; it decides nothing else.
 
 use crate::device::{ConnectFailed, Device, Ring, Swept};
-use crate::engine::{Completion, Engine, Tag, WANTED_KERNEL};
+use crate::engine::{Completion, Engine, Tag};
 use crate::image::Image;
 use rustix::event::{EventfdFlags, eventfd};
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use zerotap_rpc_schema::engine::EngineKind;
 use zerotap_rpc_schema::worker::{VbdCounters, VbdId};
 
 /// A queue's stack. It calls a handful of functions deep, and keeps a map call's references there.
@@ -66,6 +67,7 @@ impl Queue {
         vbd: VbdId,
         ring: Ring,
         image: &Arc<Image>,
+        engine: EngineKind,
         ended: &Arc<OwnedFd>,
     ) -> Result<Self, String> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
@@ -81,7 +83,7 @@ impl Queue {
         let thread = thread.stack_size(STACK_BYTES).spawn(move || {
             let _end = end;
             let _span = span.entered();
-            match Server::connect(vbd, ring, &image, inbox, mailbox) {
+            match Server::connect(vbd, ring, &image, engine, inbox, mailbox) {
                 Ok(server) => {
                     let _ = connected.send(Ok(()));
                     server.run()
@@ -169,11 +171,11 @@ impl Server {
         vbd: VbdId,
         ring: Ring,
         image: &Image,
+        engine: EngineKind,
         inbox: Receiver<Ask>,
         mailbox: Arc<OwnedFd>,
     ) -> Result<Self, String> {
-        let engine = Engine::new(image.file());
-        let engine = engine.map_err(|error| format!("{error}: zerotap needs {WANTED_KERNEL}"))?;
+        let engine = Engine::new(image.file(), engine).map_err(|problem| problem.to_string())?;
         let device = Device::connect(vbd, ring, image);
         let device = device.map_err(|problem: ConnectFailed| problem.to_string())?;
         Ok(Server { device, engine, inbox, mailbox, started: Instant::now() })

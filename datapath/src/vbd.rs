@@ -7,6 +7,7 @@ use crate::xen::Host;
 use crate::xen::budget::Budget;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use zerotap_rpc_schema::engine::EngineKind;
 use zerotap_rpc_schema::worker::{
     Connected, QUEUES_MAX, RingParameters, TransferRule, VbdCounters, VbdId,
 };
@@ -24,6 +25,8 @@ pub struct Common {
     pub gntdev: Arc<OwnedFd>,
     /// The image.
     pub image: Arc<Image>,
+    /// By what each queue does its I/O.
+    pub engine: EngineKind,
     /// Becomes readable when a queue has ended.
     pub ended: Arc<OwnedFd>,
 }
@@ -84,7 +87,7 @@ impl Vbd {
                 network: common.network,
                 budget: Arc::clone(&common.budget),
             };
-            match Queue::connect(id, ring, &common.image, &common.ended) {
+            match Queue::connect(id, ring, &common.image, common.engine, &common.ended) {
                 Ok(queue) => queues.push(queue),
                 Err(problem) => {
                     queues.into_iter().for_each(Queue::abandon);

@@ -2,7 +2,7 @@
 //! served by a thread of its own.
 
 use crate::control::{CONNECTIONS_MAX, Connection, HangUp};
-use crate::engine::{Completion, Engine, Tag};
+use crate::engine::{Completion, Engine, Tag, Unavailable};
 use crate::image::Image;
 use crate::nbd::export::Export;
 use crate::nbd::server::Server;
@@ -15,6 +15,7 @@ use rustix::fs::FlockOperation;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use zerotap_rpc_schema::engine::EngineChoice;
 use zerotap_rpc_schema::worker::{
     Answer, Ask, PROTOCOL, QUEUES_MAX, Request, RingParameters, TransferRule, VBDS_MAX,
     VbdCounters, VbdId,
@@ -42,12 +43,25 @@ pub struct Given {
     pub transfer: TransferRule,
     /// The image.
     pub image: Image,
+    /// By what the I/O is done.
+    pub engine: EngineChoice,
     /// The control socket, listening.
     pub listener: OwnedFd,
     /// The grant device.
     pub gntdev: OwnedFd,
     /// The NBD socket, listening, and the export's name.
     pub nbd: Option<(OwnedFd, String)>,
+}
+
+/// Why a worker does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum NotStarted {
+    /// Its engine is not to be had, or not once more.
+    #[error(transparent)]
+    Engine(#[from] Unavailable),
+    /// No descriptor for the queues' end, or no memory for NBD.
+    #[error(transparent)]
+    Os(#[from] std::io::Error),
 }
 
 /// Somebody who waits for a device to drain.
@@ -63,6 +77,7 @@ pub struct Worker {
     common: Common,
     read_only: bool,
     transfer: TransferRule,
+    choice: EngineChoice,
     engine: Engine,
     vbds: Vec<Vbd>,
     nbd: Option<Server>,
@@ -77,11 +92,12 @@ impl Worker {
     /// A worker that serves nobody yet.
     ///
     /// # Errors
-    /// When the kernel has no io_uring that will do.
-    pub fn new(given: Given) -> std::io::Result<Self> {
-        let mut engine = Engine::new(given.image.file())?;
+    /// When the kernel does not give what it takes.
+    pub fn new(given: Given) -> Result<Self, NotStarted> {
+        let mut engine = Engine::new(given.image.file(), given.engine.kind)?;
         engine.wait_readable(given.listener.as_fd(), LISTENER);
-        let ended = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let ended = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        let ended = ended.map_err(std::io::Error::from)?;
         engine.wait_readable(ended.as_fd(), ENDED);
         let nbd = given.nbd.map(|(listener, name)| {
             let export = Export::new(name, &given.image, given.read_only)?;
@@ -98,8 +114,10 @@ impl Worker {
                 budget: Arc::new(given.budget),
                 gntdev: Arc::new(given.gntdev),
                 image: Arc::new(given.image),
+                engine: given.engine.kind,
                 ended: Arc::new(ended),
             },
+            choice: given.engine,
             vbds: Vec::new(),
             waiters: Vec::new(),
             past: BTreeMap::new(),
@@ -249,6 +267,7 @@ impl Worker {
             connected: self.vbds.iter_mut().map(Vbd::connected).collect(),
             resizes: true,
             transfer: Some(self.transfer),
+            engine: self.choice.clone(),
         }
     }
 

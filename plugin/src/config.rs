@@ -6,6 +6,7 @@ use crate::host::Host;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
+use zerotap_rpc_schema::engine::EngineSetting;
 use zerotap_rpc_schema::worker::TransferRule;
 
 /// Read when it is there and no other is named.
@@ -73,6 +74,7 @@ struct File {
     socket_user: Option<u32>,
     socket_group: Option<u32>,
     worker_program: Option<PathBuf>,
+    engine: Option<EngineSetting>,
     backend_kind: Option<String>,
     boot_id_file: Option<PathBuf>,
     inventory_file: Option<PathBuf>,
@@ -132,6 +134,8 @@ pub struct Config {
     pub socket_group: Option<u32>,
     /// The worker's program.
     pub worker_program: PathBuf,
+    /// By what workers do their I/O.
+    pub engine: EngineSetting,
     /// The XAPI backend kind in attach answers.
     pub backend_kind: String,
     /// Where the host's boot id is read; tests play a reboot with another.
@@ -177,6 +181,7 @@ impl Config {
                 Some(program) => program,
                 None => beside_ourselves()?,
             },
+            engine: file.engine.unwrap_or_default(),
             backend_kind: file.backend_kind.unwrap_or_else(|| DEFAULT_BACKEND_KIND.into()),
             boot_id_file: file.boot_id_file.unwrap_or_else(|| DEFAULT_BOOT_ID_FILE.into()),
             inventory_file: file.inventory_file.unwrap_or_else(|| DEFAULT_INVENTORY_FILE.into()),
@@ -285,6 +290,7 @@ mod tests {
         assert_eq!(config.state, Path::new("/b"));
         assert!(config.overcommit && !config.reattach_srs_at_boot);
         assert_eq!(config.backend_kind, "qdisk");
+        assert_eq!(config.engine, EngineSetting::Auto);
     }
 
     #[test]
@@ -292,6 +298,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let error = Config::load(args(dir.path(), "rundir = '/a'")).expect_err("a typo");
         assert!(format!("{error:#}").contains("rundir"), "{error:#}");
+        let error = Config::load(args(dir.path(), "engine = 'libaio'")).expect_err("no engine");
+        assert!(format!("{error:#}").contains("`io_uring`"), "{error:#}");
         let missing = ServeArgs { config: Some("/nowhere.toml".into()), ..args(dir.path(), "") };
         let error = Config::load(missing).expect_err("no such file");
         assert!(format!("{error:#}").contains("/nowhere.toml"), "{error:#}");

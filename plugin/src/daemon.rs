@@ -67,11 +67,17 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
         program: config.worker_program.clone(),
         dir: config.worker_dir(),
         nbd_dir: config.nbd_dir(),
+        engine: config.engine,
         host: config.host.clone(),
         budget: config.run_dir.join("budget"),
         mapped_pages_max: config.mapped_pages_max,
         transfer: config.transfer,
     };
+    let engine = launcher.engine().await;
+    match &engine {
+        Ok(choice) => tracing::info!(engine = %choice.kind, why = choice.why, "I/O engine"),
+        Err(problem) => tracing::error!("no worker can start: {problem}"),
+    }
     let registry = Registry::new(
         state.clone(),
         Arc::clone(&srs),
@@ -89,6 +95,7 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
         vbds: Arc::clone(&vbds),
         host: config.host.to_string(),
         boot_id,
+        engine,
         since: now(),
     });
     let mut terminate = signal(SignalKind::terminate())?;

@@ -1,5 +1,6 @@
 //! What operators ask beside SMAPIv2: VBDs, workers, the host.
 
+use crate::engine::EngineChoice;
 use crate::smapi2::{Mode, params};
 use crate::worker::{Counters, ImageInfo, NbdCounters, RingParameters, TransferRule};
 use crate::{Histogram, smapi2::Pairs};
@@ -124,6 +125,9 @@ pub struct Worker {
     /// Its NBD server's counters; absent when it does not answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nbd: Option<NbdCounters>,
+    /// By what it does its I/O, and why; absent when the daemon never heard from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<EngineChoice>,
 }
 
 /// Something that is not as it should be.
@@ -157,7 +161,8 @@ pub struct HostStatus {
     pub host_uuid: String,
     /// Whether xenstored answers.
     pub xenstore: bool,
-    /// The kernel's release, and which I/O engine workers use and why.
+    /// `kernel`: its release; `engine`: which one new workers take for I/O, `io_uring`, `aio` or
+    /// `none`; `why`.
     pub engine: Pairs,
     /// Attached SRs.
     pub srs: u32,

@@ -3,10 +3,12 @@
 //! * [`table`]: the JSON-RPC methods, one row each; server, client and OpenRPC are read off it.
 //! * [`smapi2`], [`admin`]: what they carry. [`error`]: what they answer when they fail.
 //! * [`smapi3`]: SMAPIv3's types and its own table, which the executables follow.
+//! * [`engine`]: how a worker does its I/O.
 //! * [`worker`]: the control protocol between the daemon and a datapath worker.
 
 pub mod admin;
 mod deadline;
+pub mod engine;
 pub mod error;
 pub mod further;
 mod latency;

@@ -7,6 +7,7 @@
 //! `Connect` carries descriptors (SCM_RIGHTS) with the first byte of its line.
 //! The daemon opens with [`Request::Hello`]; a worker that speaks no version asked for says so.
 
+use crate::engine::{EngineChoice, EngineKind};
 use crate::latency::Histogram;
 use serde::{Deserialize, Serialize};
 
@@ -208,6 +209,9 @@ pub enum Answer {
         /// knows no rules.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         transfer: Option<TransferRule>,
+        /// By what it does its I/O.
+        #[serde(default = "engine_of_old")]
+        engine: EngineChoice,
     },
     /// The request took effect.
     Done,
@@ -224,6 +228,11 @@ pub enum Answer {
         /// What was asked, what is wrong.
         text: String,
     },
+}
+
+/// Workers that do not tell know of no other.
+fn engine_of_old() -> EngineChoice {
+    EngineChoice { kind: EngineKind::IoUring, why: "an older worker has no other".into() }
 }
 
 /// A line from the worker.

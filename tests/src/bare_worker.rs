@@ -5,7 +5,7 @@
 
 use crate::blkfront::{Blkfront, Options, state};
 use crate::guest::Domain;
-use crate::programs::program;
+use crate::programs::{engine, program};
 use crate::simhost::SimHost;
 use crate::xenstore::Client;
 use anyhow::{Context as _, bail, ensure};
@@ -62,7 +62,8 @@ impl BareWorker {
             .with_context(|| format!("open {} for direct I/O", image.display()))?;
         let given: [OwnedFd; 3] = [listener.into(), image.into(), File::open(host.dir())?.into()];
         let mut command = Command::new(program("zerotap-datapath")?);
-        command.args(["--id", "bare", "--host", "sim"]).stdin(Stdio::null());
+        command.args(["--id", "bare", "--host", "sim", "--engine", &engine()]);
+        command.stdin(Stdio::null());
         if read_only {
             command.arg("--read-only");
         }

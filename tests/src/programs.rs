@@ -3,6 +3,13 @@
 use anyhow::{Context as _, bail};
 use std::path::PathBuf;
 
+/// By which I/O engine workers shall serve in tests: what `ZEROTAP_TEST_ENGINE` names, or what they
+/// choose themselves.
+#[must_use]
+pub fn engine() -> String {
+    std::env::var("ZEROTAP_TEST_ENGINE").unwrap_or_else(|_| "auto".into())
+}
+
 /// The path of a program of this workspace, built in the same profile as the test itself.
 ///
 /// # Errors

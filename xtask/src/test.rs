@@ -28,6 +28,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         cargo_passes(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])
     });
     stages.run("tests", tests);
+    stages.run("tests on AIO", tests_on_aio);
     stages.run("doc tests", || counted(&["test", "--workspace", "--doc", "--no-fail-fast"]));
     if !options.quick {
         stages.run("fuzz", || fuzz::short().map(|targets| Count { passed: targets, failed: 0 }));
@@ -67,12 +68,32 @@ fn tests() -> Result<Count> {
     counted(&["test", "--workspace", "--all-targets", "--no-fail-fast"])
 }
 
+/// What does I/O once more, with workers that use the engine of kernels without io_uring.
+fn tests_on_aio() -> Result<Count> {
+    const TARGETS: [&str; 7] =
+        ["worker", "guests", "frontends", "nbd", "nbd_clients", "hostile", "crashes"];
+    let nextest = process::output(&mut workspace::cargo(&["nextest", "--version"])).is_ok();
+    let runner: &[&str] = if nextest { &["nextest", "run"] } else { &["test"] };
+    let mut cargo = workspace::cargo(runner);
+    cargo.args(["--no-fail-fast", "-p", "zerotap-datapath", "-p", "zerotap-tests"]);
+    TARGETS.iter().for_each(|target| {
+        cargo.args(["--test", target]);
+    });
+    cargo.env("ZEROTAP_TEST_ENGINE", "aio");
+    count(cargo)
+}
+
 /// Runs tests and counts them by what the runner says of itself.
 fn counted(arguments: &[&str]) -> Result<Count> {
-    let (status, said) = process::echoed(workspace::cargo(arguments))?;
+    count(workspace::cargo(arguments))
+}
+
+fn count(cargo: Command) -> Result<Count> {
+    let what = format!("{cargo:?}");
+    let (status, said) = process::echoed(cargo)?;
     let count = Count::of_tests(&said);
     if !status.success() && count.failed == 0 {
-        bail!("cargo {} ended with {status}", arguments.join(" "));
+        bail!("{what} ended with {status}");
     }
     Ok(count)
 }

@@ -1,84 +1,132 @@
-//! The only place that submits I/O: a small vocabulary of operations over io_uring.
+//! The only place that submits I/O: a small vocabulary of operations, over io_uring or Linux AIO.
 //!
-//! One for each thread, its only place to wait: completions, event channels and sockets all arrive
-//! as completions. Errors of an operation are its completion's business, never the engine's.
+//! One engine for each thread, its only place to wait: completions, event channels and sockets all
+//! arrive as completions, in any order. Errors of an operation are its completion's business, never
+//! the engine's. Which of the two it is makes no difference to its users; [`choice`] decides.
 
+mod aio;
+pub mod choice;
 mod stream;
+mod tag;
+#[cfg(test)]
+mod tests;
 mod uring;
 
+pub use choice::Unavailable;
+pub use libc::iovec as IoVector;
 pub use stream::{Allocation, Message};
-pub use uring::{Completion, Engine, IoVector, WANTED_KERNEL};
+pub use tag::Tag;
 
-/// What a completion belongs to; travels through the kernel as 64 bits.
+use aio::Aio;
+use std::os::fd::BorrowedFd;
+use uring::Uring;
+use zerotap_rpc_schema::engine::EngineKind;
+
+/// A completed operation: its tag, and bytes done or a negative error number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Tag {
-    /// Nobody waits for it.
-    None,
-    /// A request's data or flush.
-    Request {
-        /// In which of the device's slots.
-        slot: u16,
-    },
-    /// The device's event channel is readable, and this was read.
-    Event,
-    /// The device's event wait was cancelled.
-    Cancelled,
-    /// A control connection, the listener (`u16::MAX`) or a queue's mailbox is readable.
-    Control {
-        /// Which connection.
-        connection: u16,
-    },
-    /// An NBD client, or with `u16::MAX` the listener: one of its requests, or its socket.
-    Nbd {
-        /// Which client.
-        client: u16,
-        /// Which request, or which direction of the socket.
-        lane: u16,
-    },
+pub struct Completion {
+    /// Who submitted it.
+    pub tag: Tag,
+    /// As a system call would answer.
+    pub result: i32,
 }
 
-impl Tag {
-    fn encode(self) -> u64 {
-        let (kind, high, low) = match self {
-            Tag::None => (0, 0, 0),
-            Tag::Request { slot } => (1, slot, 0),
-            Tag::Event => (2, 0, 0),
-            Tag::Cancelled => (3, 0, 0),
-            Tag::Control { connection } => (4, connection, 0),
-            Tag::Nbd { client, lane } => (5, client, lane),
+/// One thread's engine for one image.
+#[derive(Debug)]
+pub struct Engine(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Uring(Uring),
+    Aio(Aio),
+}
+
+/// Calls the same method of whichever engine it is.
+macro_rules! either {
+    ($engine:expr, $it:ident => $call:expr) => {
+        match &mut $engine.0 {
+            Kind::Uring($it) => $call,
+            Kind::Aio($it) => $call,
+        }
+    };
+}
+use either;
+
+impl Engine {
+    /// An engine of this `kind` for one image.
+    ///
+    /// # Errors
+    /// When the kernel does not have it, or has no room for one more.
+    pub fn new(image: BorrowedFd<'_>, kind: EngineKind) -> Result<Self, Unavailable> {
+        let engine = match kind {
+            EngineKind::IoUring => Kind::Uring(Uring::new(image)?),
+            EngineKind::Aio => Kind::Aio(Aio::new(image)?),
         };
-        kind << 32 | u64::from(high) << 16 | u64::from(low)
+        Ok(Engine(engine))
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "each field is cut to its own bits")]
-    fn decode(bits: u64) -> Self {
-        let (high, low) = ((bits >> 16) as u16, bits as u16);
-        match bits >> 32 {
-            1 => Tag::Request { slot: high },
-            2 => Tag::Event,
-            3 => Tag::Cancelled,
-            4 => Tag::Control { connection: high },
-            5 => Tag::Nbd { client: high, lane: low },
-            _ => Tag::None,
-        }
+    /// Reads the image at byte `offset` into `vectors`.
+    ///
+    /// # Safety
+    /// The vectors, and the memory that they describe, stay valid and in place until the completion
+    /// of `tag` was taken.
+    pub unsafe fn read(&mut self, vectors: &[IoVector], offset: u64, tag: Tag) {
+        // SAFETY: the caller's promise.
+        either!(self, it => unsafe { it.read(vectors, offset, tag) });
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::Tag;
+    /// Writes `vectors` to the image at byte `offset`.
+    ///
+    /// # Safety
+    /// As for [`Engine::read`].
+    pub unsafe fn write(&mut self, vectors: &[IoVector], offset: u64, tag: Tag) {
+        // SAFETY: the caller's promise.
+        either!(self, it => unsafe { it.write(vectors, offset, tag) });
+    }
 
-    #[test]
-    fn tags_survive_the_kernel() {
-        for tag in [
-            Tag::None,
-            Tag::Request { slot: 511 },
-            Tag::Event,
-            Tag::Cancelled,
-            Tag::Control { connection: u16::MAX },
-            Tag::Nbd { client: 15, lane: u16::MAX },
-        ] {
-            assert_eq!(Tag::decode(tag.encode()), tag);
-        }
+    /// Makes durable what was written and completed before.
+    pub fn flush(&mut self, tag: Tag) {
+        either!(self, it => it.flush(tag));
+    }
+
+    /// Completes once, when `descriptor` is readable.
+    pub fn wait_readable(&mut self, descriptor: BorrowedFd<'_>, tag: Tag) {
+        either!(self, it => it.wait_readable(descriptor, tag));
+    }
+
+    /// Completes once, when an event came through `channel`, which does not block, with the event
+    /// read into `word`. Before that, `unmask` is written to the channel if there is something to
+    /// write.
+    ///
+    /// # Safety
+    /// `unmask`, `word` and the descriptor stay valid and in place until the completion of `tag`
+    /// was taken.
+    pub unsafe fn wait_event(
+        &mut self,
+        channel: BorrowedFd<'_>,
+        unmask: Option<*const u32>,
+        word: *mut [u32; 16],
+        tag: Tag,
+    ) {
+        // SAFETY: the caller's promise.
+        either!(self, it => unsafe { it.wait_event(channel, unmask, word, tag) });
+    }
+
+    /// Ends a [`Engine::wait_event`]: its completion comes with an error, if none came before.
+    pub fn cancel_event(&mut self, tag: Tag, done: Tag) {
+        either!(self, it => it.cancel_event(tag, done));
+    }
+
+    /// Hands all to the kernel and sleeps until at least `wanted` operations have completed, then
+    /// moves what completed into `completions`.
+    ///
+    /// # Errors
+    /// When the kernel refuses the engine itself.
+    pub fn submit_and_wait(
+        &mut self,
+        wanted: usize,
+        completions: &mut Vec<Completion>,
+    ) -> std::io::Result<()> {
+        either!(self, it => it.submit_and_wait(wanted, completions))
     }
 }

@@ -8,14 +8,16 @@ use rustix::net::{
 };
 use std::io::{BufRead, BufReader, IoSlice};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use zerotap_datapath::engine::choice::choose;
 use zerotap_datapath::image::Image;
 use zerotap_datapath::ring::shared::SharedMapping;
 use zerotap_datapath::worker::{Given, Worker};
 use zerotap_datapath::xen::Host;
 use zerotap_datapath::xen::budget::Budget;
+use zerotap_rpc_schema::engine::{EngineChoice, EngineSetting};
 use zerotap_rpc_schema::worker::{Answer, Ask, PROTOCOL, Reply, Request, TransferRule};
 
 const DEADLINE: Timespec = Timespec { tv_sec: 20, tv_nsec: 0 };
@@ -70,8 +72,19 @@ impl Rig {
             }
             let (host, read_only, nbd, transfer) = (Host::Sim, false, None, TransferRule::Auto);
             let budget = budget.map_or_else(Budget::unlimited, |file| Budget::new(file).unwrap());
-            let given =
-                Given { host, read_only, network, transfer, budget, image, listener, gntdev, nbd };
+            let engine = engine(image.file());
+            let given = Given {
+                host,
+                read_only,
+                network,
+                transfer,
+                budget,
+                image,
+                engine,
+                listener,
+                gntdev,
+                nbd,
+            };
             Worker::new(given).unwrap().run().unwrap();
         });
         Rig { directory, worker: Some(worker) }
@@ -109,6 +122,12 @@ impl Rig {
     fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
+}
+
+/// What `ZEROTAP_TEST_ENGINE` names, or what a worker would choose.
+fn engine(image: BorrowedFd<'_>) -> EngineChoice {
+    let setting = std::env::var("ZEROTAP_TEST_ENGINE").map(|name| name.parse().unwrap());
+    choose(setting.unwrap_or(EngineSetting::Auto), image).unwrap()
 }
 
 impl Drop for Rig {

@@ -32,18 +32,21 @@ fn render(workers: &[Worker], now: Timestamp) -> String {
             size::human(worker.rss_kib << 10),
             worker.version.clone(),
             worker.vbds.join(" "),
+            worker.engine.as_ref().map_or("-".into(), |engine| engine.kind.to_string()),
             worker.nbd.as_ref().map_or(0, |nbd| nbd.clients).to_string(),
             worker.vdi.clone(),
         ]
     };
     let rows: Vec<_> = workers.iter().map(row).collect();
-    let header = ["WORKER", "PID", "STATE", "AGE", "MEMORY", "VERSION", "VBDS", "NBD", "VDI"];
+    let header =
+        ["WORKER", "PID", "STATE", "AGE", "MEMORY", "VERSION", "VBDS", "ENGINE", "NBD", "VDI"];
     table::columns(&header, &[1, 4], &rows)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use zerotap_rpc_schema::engine::{EngineChoice, EngineKind};
 
     #[test]
     fn a_worker_is_a_line() {
@@ -58,9 +61,10 @@ mod tests {
             rss_kib: 4096,
             vbds: vec!["5/51712".into()],
             nbd: None,
+            engine: Some(EngineChoice { kind: EngineKind::Aio, why: "because".into() }),
         };
         let text = render(&[worker], "2026-01-01T00:00:05Z".parse().expect("a time"));
-        let line = "w1       42  serving  5s    4 MiB  0.1.0    5/51712  0    v";
+        let line = "w1       42  serving  5s    4 MiB  0.1.0    5/51712  aio     0    v";
         assert!(text.ends_with(&format!("{line}\n")), "{text}");
     }
 }

@@ -69,6 +69,10 @@ async fn tell(entry: Entry) -> Worker {
         since: row.since,
         vbds: vbds.unwrap_or_default().iter().map(|ring| ring.vbd.to_string()).collect(),
         nbd,
+        engine: match &entry {
+            Entry::Known(worker) => Some(worker.engine().clone()),
+            Entry::Dead { .. } => None,
+        },
     }
 }
 
@@ -88,7 +92,7 @@ async fn status(core: &Core) -> Result<HostStatus, StorageError> {
         boot_id: core.boot_id.clone(),
         host_uuid: core.srs.us().host.clone(),
         xenstore: core.vbds.xenstore_alive(),
-        engine: engine(),
+        engine: engine(core),
         srs: count(core.srs.list().len()),
         vdis: count(vdis.len()),
         workers: count(workers.len()),
@@ -98,12 +102,12 @@ async fn status(core: &Core) -> Result<HostStatus, StorageError> {
     })
 }
 
-fn engine() -> Pairs {
+fn engine(core: &Core) -> Pairs {
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let pairs = [
-        ("kernel", kernel.trim_end()),
-        ("engine", "io_uring"),
-        ("why", "the one engine there is; a worker refuses to start where the kernel has none"),
-    ];
-    pairs.into_iter().map(|(key, value)| (key.into(), value.into())).collect()
+    let (engine, why) = match &core.engine {
+        Ok(choice) => (choice.kind.to_string(), choice.why.clone()),
+        Err(problem) => ("none".into(), problem.clone()),
+    };
+    let pairs = [("kernel", kernel.trim_end().to_owned()), ("engine", engine), ("why", why)];
+    pairs.into_iter().map(|(key, value)| (key.into(), value)).collect()
 }

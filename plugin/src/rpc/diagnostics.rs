@@ -20,6 +20,13 @@ const NAMES_MAX: usize = 100;
 /// The database failed.
 pub async fn trouble(core: &Core) -> Result<Vec<Trouble>, StorageError> {
     let mut all = Vec::new();
+    if let Err(problem) = &core.engine {
+        all.push(Trouble {
+            what: "I/O engine".into(),
+            problem: format!("no worker can start: {problem}"),
+            remedy: "mend that, then restart the daemon".into(),
+        });
+    }
     for sr in core.srs.list() {
         let Ok(attached) = core.srs.get(&sr) else { continue };
         let health = tokio::time::timeout(SR_DEADLINE, attached.run(|file| file.stat())).await;

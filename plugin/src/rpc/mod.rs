@@ -22,6 +22,7 @@ use crate::vdi::Registry;
 use std::sync::Arc;
 use tracing::Instrument;
 use zerotap_rpc_schema::StorageError;
+use zerotap_rpc_schema::engine::EngineChoice;
 
 /// What the handlers reach.
 pub struct Core {
@@ -35,6 +36,8 @@ pub struct Core {
     pub host: String,
     /// The host's boot id.
     pub boot_id: String,
+    /// Which engine new workers take, or why none.
+    pub engine: Result<EngineChoice, String>,
     /// Since when the daemon runs, RFC 3339.
     pub since: String,
 }

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
+use zerotap_rpc_schema::engine::EngineSetting;
 use zerotap_rpc_schema::worker::TransferRule;
 
 const SR: &str = "8a6b0f4e-0d0c-4f0f-9a31-1f6d0b5a2c77";
@@ -35,6 +36,7 @@ async fn core(dir: &Path) -> Arc<Core> {
     let host = Host::Sim { dir: dir.into() };
     let launcher = Launcher {
         program: dir.join("worker"),
+        engine: EngineSetting::Auto,
         dir: dir.into(),
         nbd_dir: dir.into(),
         host,
@@ -42,12 +44,14 @@ async fn core(dir: &Path) -> Arc<Core> {
         mapped_pages_max: 0,
         transfer: TransferRule::Auto,
     };
+    let engine = launcher.engine().await;
     let workers = Workers::new(news);
     let registry = Registry::new(state, Arc::clone(&srs), workers, launcher, "qdisk".into());
     let text = |text: &str| text.to_string();
     let kinds = vec![text("qdisk")];
     let vbds = Vbds::start(VbdConfig { kinds }, Arc::clone(&registry), mpsc::channel(1).1);
-    Arc::new(Core { srs, registry, vbds, host: text("sim"), boot_id: text("b"), since: text("s") })
+    let (host, boot_id, since) = (text("sim"), text("b"), text("s"));
+    Arc::new(Core { srs, registry, vbds, host, boot_id, engine, since })
 }
 
 async fn serve() -> Served {

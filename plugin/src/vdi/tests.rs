@@ -13,6 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use zerotap_rpc_schema::StorageError;
+use zerotap_rpc_schema::engine::EngineSetting;
 use zerotap_rpc_schema::smapi2::{Mode, Pairs, VdiInfo, VdiState};
 use zerotap_rpc_schema::worker::TransferRule;
 
@@ -33,6 +34,7 @@ async fn start(dir: &Path) -> Arc<Registry> {
     let (news, _) = mpsc::channel(1);
     let launcher = Launcher {
         program: dir.join("worker"),
+        engine: EngineSetting::Auto,
         dir: dir.join("run"),
         nbd_dir: dir.join("run"),
         host: Host::Sim { dir: dir.into() },

@@ -27,6 +27,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
+use zerotap_rpc_schema::engine::EngineChoice;
 use zerotap_rpc_schema::worker::{
     Answer, Ask, Connected, ImageInfo, NbdCounters, RingParameters, TransferRule, VbdCounters,
     VbdId,
@@ -59,6 +60,8 @@ pub struct Hello {
     /// How it reaches guests' pages, unless a VBD has a rule of its own; a worker of another
     /// version may know no rules, and keeps grants.
     pub transfer: Option<TransferRule>,
+    /// By what it does its I/O.
+    pub engine: EngineChoice,
 }
 
 impl Hello {
@@ -77,6 +80,7 @@ impl Hello {
             connected,
             resizes,
             transfer,
+            engine,
             ..
         } = client.hello().await?
         else {
@@ -92,6 +96,7 @@ impl Hello {
             connected,
             resizes,
             transfer,
+            engine,
         })
     }
 }
@@ -180,6 +185,12 @@ impl WorkerHandle {
     #[must_use]
     pub fn resizes(&self) -> bool {
         self.0.hello.resizes
+    }
+
+    /// By what it does its I/O, and why.
+    #[must_use]
+    pub fn engine(&self) -> &EngineChoice {
+        &self.0.hello.engine
     }
 
     /// Has it serve an image that has grown, to its new end.

@@ -20,6 +20,8 @@ use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
+use zerotap_rpc_schema::engine::{EngineChoice, EngineSetting};
 use zerotap_rpc_schema::worker::TransferRule;
 
 /// Where a worker finds its descriptors.
@@ -34,12 +36,16 @@ const WORKER_USERS_FIRST: u32 = 0x7a70_0000;
 
 /// Pages that a byte of the budget stands for (`datapath/src/xen/budget.rs`).
 const LEASE_PAGES: u64 = 64;
+/// How long a worker's program may take to tell of its engine.
+const PROBE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What all workers of this daemon have in common.
 #[derive(Debug, Clone)]
 pub struct Launcher {
     /// The worker's program.
     pub program: PathBuf,
+    /// By what they do their I/O.
+    pub engine: EngineSetting,
     /// The directory of the workers' sockets.
     pub dir: PathBuf,
     /// The directory of the NBD sockets.
@@ -55,6 +61,25 @@ pub struct Launcher {
 }
 
 impl Launcher {
+    /// Has the worker's program say which engine it would take on this host.
+    ///
+    /// # Errors
+    /// What it says when it would take none, or why it could not be asked.
+    pub async fn engine(&self) -> Result<EngineChoice, String> {
+        let mut command = tokio::process::Command::new(&self.program);
+        command.args(["--probe-engine", &self.engine.to_string()]);
+        command.stdin(Stdio::null()).kill_on_drop(true);
+        let output = tokio::time::timeout(PROBE_DEADLINE, command.output()).await;
+        let output = output.map_err(|_| format!("no answer in {} s", PROBE_DEADLINE.as_secs()));
+        let program = self.program.display();
+        let output = output.and_then(|output| output.map_err(|error| error.to_string()));
+        let output = output.map_err(|error| format!("cannot ask {program}: {error}"))?;
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
+        }
+        serde_json::from_slice(&output.stdout).map_err(|error| format!("{program}: {error}"))
+    }
+
     /// A name for a worker that no other has.
     #[must_use]
     pub fn new_id() -> String {
@@ -170,6 +195,7 @@ impl Launcher {
         let mut command = Command::new(&self.program);
         command.args(["--id", id, "--host", &self.host.to_string(), "--nbd-name", &vdi.vdi]);
         command.args(options);
+        command.args(["--engine", &self.engine.to_string()]);
         let mut mappings = Vec::new();
         let places = [
             ("--listener-fd", LISTENER_FD),

@@ -12,7 +12,7 @@ pub mod rpc;
 pub use disk::{Disk, Vdi};
 pub use rpc::{Rpc, RpcError};
 
-use crate::programs::program;
+use crate::programs::{engine, program};
 use crate::simhost::SimHost;
 use anyhow::{Context as _, ensure};
 use std::fmt::Write as _;
@@ -76,6 +76,9 @@ impl Host {
         host.write_boot_id("first")?;
         let boot_id = host.data.path().join("boot_id");
         let mut text = String::new();
+        if !lines.starts_with("engine = ") {
+            writeln!(text, "engine = {:?}", engine())?;
+        }
         writeln!(
             text,
             "boot_id_file = {:?}\nlog = \"debug\"\n{lines}",

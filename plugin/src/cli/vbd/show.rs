@@ -314,6 +314,7 @@ mod tests {
             rss_kib: 0,
             vbds: vec![],
             nbd: None,
+            engine: None,
         };
         let start = start_of(std::slice::from_ref(&worker), &stat(), now()).expect("a worker");
         assert!((start.seconds - 6.0).abs() < f64::EPSILON);

@@ -4,62 +4,47 @@
 //! `xen/evtchn.rs`). Buffers stay with who submitted the operation until its completion was taken;
 //! that is the safety of this file, and `device.rs` upholds it by keeping a slot busy until then.
 
-use super::Tag;
+mod probe;
+mod stream;
+
+use super::{Completion, IoVector, Tag, Unavailable};
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
-pub use libc::iovec as IoVector;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// What a kernel must offer, in words for people.
-pub const WANTED_KERNEL: &str = "Linux 5.11 or later with io_uring enabled \
-    (check the sysctl kernel.io_uring_disabled)";
 /// Submission entries; more operations wait in the kernel's completion queue, never get lost.
 const ENTRIES: u32 = 256;
 const COMPLETION_ENTRIES: u32 = 4096;
-pub(super) const IMAGE: types::Fixed = types::Fixed(0);
-
-/// A completed operation: its tag, and bytes done or a negative error number.
-#[derive(Debug, Clone, Copy)]
-pub struct Completion {
-    /// Who submitted it.
-    pub tag: Tag,
-    /// As a system call would answer.
-    pub result: i32,
-}
+const IMAGE: types::Fixed = types::Fixed(0);
 
 /// The ring.
-pub struct Engine {
+pub(super) struct Uring {
     ring: IoUring,
     /// Success of a helper operation needs no completion (Linux 5.17).
     skip_success: squeue::Flags,
 }
 
-impl std::fmt::Debug for Engine {
+impl std::fmt::Debug for Uring {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Engine").finish_non_exhaustive()
+        f.debug_struct("Uring").finish_non_exhaustive()
     }
 }
 
-impl Engine {
+impl Uring {
     /// A ring for one image, with the best set-up that the kernel has.
-    ///
-    /// # Errors
-    /// When the kernel has no io_uring, or not enough of it.
-    pub fn new(image: BorrowedFd<'_>) -> std::io::Result<Self> {
-        let ring = Self::build()?;
-        if !ring.params().is_feature_ext_arg() {
-            return Err(std::io::Error::from(std::io::ErrorKind::Unsupported));
-        }
-        ring.submitter().register_files(&[image.as_raw_fd()])?;
+    pub(super) fn new(image: BorrowedFd<'_>) -> Result<Self, Unavailable> {
+        let ring = Self::build(ENTRIES, COMPLETION_ENTRIES).map_err(probe::refused)?;
+        let registered = ring.submitter().register_files(&[image.as_raw_fd()]);
+        registered.map_err(probe::refused)?;
         let skip_success = if ring.params().is_feature_skip_cqe_on_success() {
             squeue::Flags::SKIP_SUCCESS
         } else {
             squeue::Flags::empty()
         };
-        Ok(Engine { ring, skip_success })
+        Ok(Uring { ring, skip_success })
     }
 
     /// From the newest set-up flags to none: an older kernel refuses flags that it does not know.
-    fn build() -> std::io::Result<IoUring> {
+    fn build(entries: u32, completion_entries: u32) -> std::io::Result<IoUring> {
         let mut deferred = IoUring::builder();
         deferred.setup_single_issuer().setup_defer_taskrun();
         let mut cooperative = IoUring::builder();
@@ -67,7 +52,7 @@ impl Engine {
         let plain = IoUring::builder();
         let mut refused = None;
         for mut builder in [deferred, cooperative, plain] {
-            match builder.setup_cqsize(COMPLETION_ENTRIES).dontfork().build(ENTRIES) {
+            match builder.setup_cqsize(completion_entries).dontfork().build(entries) {
                 Ok(ring) => return Ok(ring),
                 Err(error) => refused = Some(error),
             }
@@ -75,12 +60,9 @@ impl Engine {
         Err(refused.unwrap_or_else(|| std::io::Error::from(std::io::ErrorKind::Unsupported)))
     }
 
-    /// Reads the image at byte `offset` into `vectors`.
-    ///
     /// # Safety
-    /// The vectors, and the memory that they describe, stay valid and in place until the completion
-    /// of `tag` was taken.
-    pub unsafe fn read(&mut self, vectors: &[IoVector], offset: u64, tag: Tag) {
+    /// As for [`super::Engine::read`].
+    pub(super) unsafe fn read(&mut self, vectors: &[IoVector], offset: u64, tag: Tag) {
         let entry = if let [only] = vectors {
             opcode::Read::new(IMAGE, only.iov_base.cast(), bytes(only)).offset(offset).build()
         } else {
@@ -91,11 +73,9 @@ impl Engine {
         unsafe { self.push(&entry.user_data(tag.encode())) };
     }
 
-    /// Writes `vectors` to the image at byte `offset`.
-    ///
     /// # Safety
-    /// As for [`Engine::read`].
-    pub unsafe fn write(&mut self, vectors: &[IoVector], offset: u64, tag: Tag) {
+    /// As for [`super::Engine::read`].
+    pub(super) unsafe fn write(&mut self, vectors: &[IoVector], offset: u64, tag: Tag) {
         let entry = if let [only] = vectors {
             opcode::Write::new(IMAGE, only.iov_base.cast(), bytes(only)).offset(offset).build()
         } else {
@@ -106,27 +86,21 @@ impl Engine {
         unsafe { self.push(&entry.user_data(tag.encode())) };
     }
 
-    /// Makes durable what was written and completed before.
-    pub fn flush(&mut self, tag: Tag) {
+    pub(super) fn flush(&mut self, tag: Tag) {
         let entry = opcode::Fsync::new(IMAGE).flags(types::FsyncFlags::DATASYNC).build();
         // SAFETY: names no memory.
         unsafe { self.push(&entry.user_data(tag.encode())) };
     }
 
-    /// Completes once, when `descriptor` is readable.
-    pub fn wait_readable(&mut self, descriptor: BorrowedFd<'_>, tag: Tag) {
+    pub(super) fn wait_readable(&mut self, descriptor: BorrowedFd<'_>, tag: Tag) {
         let entry = poll(descriptor);
         // SAFETY: names no memory.
         unsafe { self.push(&entry.user_data(tag.encode())) };
     }
 
-    /// Completes once, when an event came through `channel`, with the event read into `word`.
-    /// Before that, `unmask` is written to the channel if there is something to write.
-    ///
     /// # Safety
-    /// `unmask`, `word` and the descriptor stay valid and in place until the completion of `tag`
-    /// was taken.
-    pub unsafe fn wait_event(
+    /// As for [`super::Engine::wait_event`].
+    pub(super) unsafe fn wait_event(
         &mut self,
         channel: BorrowedFd<'_>,
         unmask: Option<*const u32>,
@@ -151,19 +125,13 @@ impl Engine {
         unsafe { self.push(&read.user_data(tag.encode())) };
     }
 
-    /// Ends a [`Engine::wait_event`]: its completion comes with an error, if none came before.
-    pub fn cancel_event(&mut self, tag: Tag, done: Tag) {
+    pub(super) fn cancel_event(&mut self, tag: Tag, done: Tag) {
         let entry = opcode::AsyncCancel::new(helper(tag)).build();
         // SAFETY: names no memory.
         unsafe { self.push(&entry.user_data(done.encode())) };
     }
 
-    /// Hands all to the kernel and sleeps until at least `wanted` operations have completed, then
-    /// moves what completed into `completions`.
-    ///
-    /// # Errors
-    /// When the kernel refuses the ring itself.
-    pub fn submit_and_wait(
+    pub(super) fn submit_and_wait(
         &mut self,
         wanted: usize,
         completions: &mut Vec<Completion>,
@@ -193,7 +161,7 @@ impl Engine {
 
     /// # Safety
     /// What the entry points to stays valid until its completion was taken.
-    pub(super) unsafe fn push(&mut self, entry: &squeue::Entry) {
+    unsafe fn push(&mut self, entry: &squeue::Entry) {
         loop {
             // SAFETY: the caller's promise.
             if unsafe { self.ring.submission().push(entry) }.is_ok() {
@@ -205,7 +173,7 @@ impl Engine {
     }
 }
 
-pub(super) fn raw(vectors: &[IoVector]) -> (*const IoVector, u32) {
+fn raw(vectors: &[IoVector]) -> (*const IoVector, u32) {
     let count = u32::try_from(vectors.len()).expect("a request has at most 256 vectors");
     (vectors.as_ptr(), count)
 }
