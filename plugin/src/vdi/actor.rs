@@ -117,7 +117,7 @@ impl Vdi<'_> {
     async fn obey_use(&self, command: Command) {
         match command {
             Command::Attach { dp, domain, mode, reply } => {
-                let attached = match self.to_attach(&dp).await {
+                let attached = match self.attached_to(&dp).await {
                     Ok(id) => self.at(&id).attach(&dp, domain, mode).await,
                     Err(error) => Err(error),
                 };

@@ -70,7 +70,7 @@ impl Vdi<'_> {
 
     /// Whose use a datapath is to be: the copy's while there is one. A use from before stays where
     /// it is.
-    pub(super) async fn to_attach(&self, dp: &str) -> Result<VdiId, StorageError> {
+    pub(super) async fn attached_to(&self, dp: &str) -> Result<VdiId, StorageError> {
         let held = self.registry.state.datapaths(self.id).await.map_err(internal)?;
         let here = held.iter().any(|held| held.dp == dp);
         let there = !here && self.forgets().await?;
