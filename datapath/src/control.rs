@@ -11,7 +11,7 @@ use rustix::net::{
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use zerotap_rpc_schema::worker::{Answer, LINE_BYTES_MAX, QUEUES_MAX, Reply, Request};
+use zerotap_rpc_schema::worker::{Answer, DESCRIPTORS_MAX, LINE_BYTES_MAX, Reply, Request};
 
 /// Connections at a time: a daemon's, an old one's that lingers, an operator's.
 pub const CONNECTIONS_MAX: usize = 4;
@@ -52,7 +52,7 @@ impl Connection {
     /// When the peer hung up or sent more than a line may have.
     pub fn fill(&mut self) -> Result<(), HangUp> {
         let mut bytes = [0; READ_BYTES];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(QUEUES_MAX))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let mut slices = [IoSliceMut::new(&mut bytes)];
         let flags = RecvFlags::CMSG_CLOEXEC;

@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use zerotap_rpc_schema::engine::EngineKind;
 use zerotap_rpc_schema::worker::{
-    Connected, QUEUES_MAX, RingParameters, TransferRule, VbdCounters, VbdId,
+    Connected, Journaled, QUEUES_MAX, RingParameters, TransferRule, VbdCounters, VbdId,
 };
 
 /// What all VBDs of a worker have in common.
@@ -31,13 +31,19 @@ pub struct Common {
     pub ended: Arc<OwnedFd>,
 }
 
-/// What the daemon says of a VBD beside what its frontend does.
-#[derive(Debug, Clone, Copy)]
-pub struct Terms {
+/// How a VBD is to be served.
+#[derive(Debug)]
+pub struct Order {
+    /// The frontend's rings.
+    pub parameters: RingParameters,
     /// Refuse writes.
     pub read_only: bool,
     /// How the guest's pages are reached.
     pub rule: TransferRule,
+    /// What its journals are for, where it has some.
+    pub journaled: Option<Journaled>,
+    /// An event channel device a queue, then a journal a queue, if it has some.
+    pub descriptors: Vec<OwnedFd>,
 }
 
 /// A VBD.
@@ -51,27 +57,28 @@ pub struct Vbd {
 }
 
 impl Vbd {
-    /// Connects all queues, or none; then they take requests. Each has an event channel device of
-    /// its own. `past`: what an earlier connection counted.
+    /// Connects all queues, or none; then they take requests. `past`: what an earlier connection
+    /// counted.
     ///
     /// # Errors
     /// When the frontend's parameters do not lead to rings.
     pub fn connect(
         common: &Common,
         id: VbdId,
-        parameters: RingParameters,
-        terms: Terms,
-        evtchns: Vec<OwnedFd>,
+        order: Order,
         past: Option<VbdCounters>,
     ) -> Result<Self, String> {
+        let Order { parameters, read_only, rule, journaled, descriptors } = order;
         let wanted = parameters.queues.len();
         if !(1..=QUEUES_MAX).contains(&wanted) {
             return Err(format!("a VBD has 1 to {QUEUES_MAX} queues, not {wanted}"));
         }
-        if evtchns.len() != wanted {
-            let given = evtchns.len();
-            return Err(format!("{given} event channel descriptors came for {wanted} queues"));
+        let (given, due) = (descriptors.len(), wanted * (1 + usize::from(journaled.is_some())));
+        if given != due {
+            return Err(format!("{given} descriptors came for {wanted} queues, not {due}"));
         }
+        let mut evtchns = descriptors;
+        let mut journals = evtchns.split_off(wanted).into_iter();
         let mut queues: Vec<Queue> = Vec::with_capacity(wanted);
         for (number, (queue, evtchn)) in parameters.queues.iter().zip(evtchns).enumerate() {
             let ring = Ring {
@@ -82,10 +89,11 @@ impl Vbd {
                 port: queue.port,
                 protocol: parameters.protocol,
                 persistent: parameters.persistent,
-                read_only: terms.read_only,
-                rule: terms.rule,
+                read_only,
+                rule,
                 network: common.network,
                 budget: Arc::clone(&common.budget),
+                journal: journaled.zip(journals.next()),
             };
             match Queue::connect(id, ring, &common.image, common.engine, &common.ended) {
                 Ok(queue) => queues.push(queue),

@@ -7,7 +7,7 @@ use crate::image::Image;
 use crate::nbd::export::Export;
 use crate::nbd::server::Server;
 use crate::ring::request::INDIRECT_SEGMENTS_MAX;
-use crate::vbd::{Common, Terms, Vbd};
+use crate::vbd::{Common, Order, Vbd};
 use crate::xen::Host;
 use crate::xen::budget::Budget;
 use rustix::event::{EventfdFlags, eventfd};
@@ -17,7 +17,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use zerotap_rpc_schema::engine::EngineChoice;
 use zerotap_rpc_schema::worker::{
-    Answer, Ask, PROTOCOL, QUEUES_MAX, Request, RingParameters, TransferRule, VBDS_MAX,
+    Answer, Ask, PROTOCOL, PROTOCOL_OLDEST, QUEUES_MAX, Request, TransferRule, VBDS_MAX,
     VbdCounters, VbdId,
 };
 
@@ -202,7 +202,11 @@ impl Worker {
             let Some(connection) = &mut self.connections[index] else { return };
             match connection.next_request() {
                 Ok(Some(request)) => {
-                    let descriptors = connection.take_descriptors();
+                    // A read may bring lines before the one that its descriptors belong to.
+                    let descriptors = match request.ask {
+                        Ask::Connect { .. } => connection.take_descriptors(),
+                        _ => Vec::new(),
+                    };
                     self.obey(number, request, descriptors);
                 }
                 Ok(None) => break,
@@ -227,10 +231,10 @@ impl Worker {
         let waiter = Waiter { connection, id: request.id };
         let answer = match request.ask {
             Ask::Hello { protocol } => self.hello(protocol),
-            Ask::Connect { vbd, read_only, ring, transfer } => {
+            Ask::Connect { vbd, read_only, ring: parameters, transfer, journaled } => {
                 let read_only = read_only || self.read_only;
                 let rule = transfer.unwrap_or(self.transfer);
-                self.connect(vbd, Terms { read_only, rule }, ring, descriptors)
+                self.connect(vbd, Order { parameters, read_only, rule, journaled, descriptors })
             }
             Ask::Disconnect { vbd } => match self.disconnect(vbd, waiter) {
                 Some(answer) => answer,
@@ -252,12 +256,14 @@ impl Worker {
     }
 
     fn hello(&mut self, protocol: u32) -> Answer {
-        if protocol != PROTOCOL {
-            let text = format!("this worker speaks protocol {PROTOCOL}, not {protocol}");
+        if protocol < PROTOCOL_OLDEST {
+            let text = format!(
+                "this worker speaks protocols {PROTOCOL_OLDEST} to {PROTOCOL}, not {protocol}"
+            );
             return Answer::Error { text };
         }
         Answer::Hello {
-            protocol: PROTOCOL,
+            protocol: protocol.min(PROTOCOL),
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
             image: self.common.image.info(),
@@ -281,13 +287,7 @@ impl Worker {
         Answer::Done
     }
 
-    fn connect(
-        &mut self,
-        vbd: VbdId,
-        terms: Terms,
-        ring: RingParameters,
-        evtchns: Vec<OwnedFd>,
-    ) -> Answer {
+    fn connect(&mut self, vbd: VbdId, order: Order) -> Answer {
         let refuse = |text: String| Answer::Error { text };
         if self.vbds.iter().any(|served| served.id() == vbd) {
             return refuse(format!("VBD {vbd} is connected already; disconnect it first"));
@@ -295,12 +295,12 @@ impl Worker {
         if self.vbds.len() >= VBDS_MAX {
             return refuse(format!("a worker serves at most {VBDS_MAX} VBDs"));
         }
-        let queues = ring.queues.len();
+        let (read_only, rule) = (order.read_only, order.rule);
+        let queues = order.parameters.queues.len();
         let past = self.past.get(&vbd).cloned();
-        match Vbd::connect(&self.common, vbd, ring, terms, evtchns, past) {
+        match Vbd::connect(&self.common, vbd, order, past) {
             Ok(connected) => {
                 self.past.remove(&vbd);
-                let Terms { read_only, rule } = terms;
                 tracing::info!(%vbd, read_only, queues, transfer = ?rule, "connected");
                 self.vbds.push(connected);
                 Answer::Done

@@ -10,6 +10,7 @@ use loom::sync::{Arc, Notify};
 use zerotap_datapath::ring::abi::{Abi, OP_FLUSH_DISKCACHE, RING_HEADER_BYTES, entry_bytes};
 use zerotap_datapath::ring::back::BackRing;
 use zerotap_datapath::ring::shared::{Memory, PAGE_BYTES};
+use zerotap_datapath::ring::token::Token;
 
 const REQUESTS: u32 = 2;
 /// Where a thread is stopped against its will, at the most; three take ten times as long and found
@@ -120,7 +121,7 @@ fn front(page: &Page) {
 /// The back end, as a device uses its ring; it shows answers singly, or all that it has.
 fn back(view: View, singly: bool) {
     let page = Arc::clone(&view.page);
-    let mut ring = BackRing::new(view, Abi::X86_64);
+    let mut ring = BackRing::new(view, Abi::X86_64, None).expect("no journal");
     let mut answered = 0;
     let show = |ring: &mut BackRing<View>| {
         if ring.push() {
@@ -128,10 +129,11 @@ fn back(view: View, singly: bool) {
         }
     };
     loop {
-        while let Some(request) = ring.take().expect("an honest front end") {
+        while let Some(taken) = ring.take().expect("an honest front end") {
+            let request = taken.descriptor;
             answered += 1;
             assert_eq!(request.id, answered, "the request was not there when it was shown");
-            ring.answer(100 + request.id, request.operation, 0);
+            ring.answer(Token::new(100 + request.id, request.operation, taken.place), 0);
             if singly {
                 show(&mut ring);
             }
@@ -177,7 +179,7 @@ fn one_request(fenced: bool) {
         page.indices[REQ_EVENT].store(0, Ordering::Relaxed);
         let view = View { page: Arc::clone(&page), fenced };
         let back = loom::thread::spawn(move || {
-            let mut ring = BackRing::new(view, Abi::X86_64);
+            let mut ring = BackRing::new(view, Abi::X86_64, None).expect("no journal");
             ring.sleep().expect("an honest front end")
         });
         let woken = send(&page, 0);

@@ -6,6 +6,7 @@ use libfuzzer_sys::fuzz_target;
 use zerotap_datapath::ring::abi::Abi;
 use zerotap_datapath::ring::back::BackRing;
 use zerotap_datapath::ring::shared::{PAGE_BYTES, SharedMapping};
+use zerotap_datapath::ring::token::Token;
 
 /// A step of either end.
 #[derive(Arbitrary, Debug)]
@@ -44,7 +45,7 @@ fuzz_target!(|input: Input| {
     front.store(0, input.begin);
     front.store(8, input.begin);
     let abi = if input.narrow { Abi::X86_32 } else { Abi::X86_64 };
-    let mut ring = BackRing::new(back, abi);
+    let mut ring = BackRing::new(back, abi, None).expect("no journal");
     let (mut unanswered, mut unpushed) = (0u32, 0u32);
     let (mut taken, mut produced) = (0u64, 0u64);
     for step in input.steps {
@@ -69,7 +70,7 @@ fuzz_target!(|input: Input| {
                 Err(_) => return,
             },
             Step::Answer if unanswered > 0 => {
-                ring.answer(taken, 0, 0);
+                ring.answer(Token::new(taken, 0, 0), 0);
                 (unanswered, unpushed) = (unanswered - 1, unpushed + 1);
             }
             Step::Answer => {}

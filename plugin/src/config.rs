@@ -212,6 +212,12 @@ impl Config {
     pub fn nbd_dir(&self) -> PathBuf {
         self.run_dir.join("nbd")
     }
+
+    /// The directory of the rings' journals.
+    #[must_use]
+    pub fn journal_dir(&self) -> PathBuf {
+        self.run_dir.join("journal")
+    }
 }
 
 fn read(path: &Path) -> Result<File> {

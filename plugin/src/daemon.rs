@@ -12,7 +12,8 @@ use crate::rpc::{Core, methods};
 use crate::sr::Srs;
 use crate::state::{State, now};
 use crate::vbd::{VbdConfig, Vbds};
-use crate::vdi::{Registry, chores, recover};
+use crate::vdi::{Registry, chores, recover, supervise};
+use crate::worker::journals::Journals;
 use crate::worker::set::NEWS_QUEUED_MAX;
 use crate::worker::{Launcher, Workers};
 use anyhow::{Context, Result, bail};
@@ -68,6 +69,7 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
         dir: config.worker_dir(),
         nbd_dir: config.nbd_dir(),
         engine: config.engine,
+        journals: Journals { dir: config.journal_dir() },
         host: config.host.clone(),
         budget: config.run_dir.join("budget"),
         mapped_pages_max: config.mapped_pages_max,
@@ -87,6 +89,7 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
     );
     recover::recover(&registry).await?;
     let chores = tokio::spawn(chores::run(Arc::clone(&registry)));
+    let supervisor = tokio::spawn(supervise::run(Arc::clone(&registry)));
     let kinds = vec![config.backend_kind.clone()];
     let vbds = Vbds::start(VbdConfig { kinds }, Arc::clone(&registry), received);
     let core = Arc::new(Core {
@@ -120,6 +123,7 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
         switch.stop();
     }
     chores.abort();
+    supervisor.abort();
     // It fails when nobody serves any more, which is what it is for.
     let _ = calls.stop();
     let finished = async {
@@ -203,6 +207,7 @@ fn make_directories(config: &Config) -> Result<()> {
     make(&config.run_dir, 0o755)?;
     make(&config.worker_dir(), 0o700)?;
     make(&config.nbd_dir(), 0o700)?;
+    make(&config.journal_dir(), 0o700)?;
     match config.state.parent() {
         Some(parent) => make(parent, 0o700),
         None => Ok(()),

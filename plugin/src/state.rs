@@ -313,29 +313,31 @@ impl State {
         worker: &WorkerRow,
         datapath: &Datapath,
     ) -> Result<()> {
-        let (pid, start_time) = (i64::from(worker.pid), i64::try_from(worker.start_time)?);
         let (worker, datapath) = (worker.clone(), datapath.clone());
         let boot = self.boot_id.clone();
         let write = self.writer.write(false, move |tx| {
             Box::pin(async move {
-                sqlx::query!(
-                    "INSERT INTO worker
-             (id, sr, vdi, pid, start_time, boot_id, socket, version, read_only, since)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    worker.id,
-                    worker.vdi.sr,
-                    worker.vdi.vdi,
-                    pid,
-                    start_time,
-                    boot,
-                    worker.socket,
-                    worker.version,
-                    worker.read_only,
-                    worker.since
-                )
-                .execute(&mut *tx)
-                .await?;
+                write_worker(tx, &worker, &boot).await?;
                 write_datapath(tx, &worker.vdi, &datapath, &boot).await?;
+                sqlx::query!("DELETE FROM intent WHERE id = ?", intent).execute(tx).await?;
+                Ok(())
+            })
+        });
+        write.await
+    }
+
+    /// Remembers a ready worker in the place of `former`; settles the intent; all at once.
+    pub async fn replace_worker(
+        &self,
+        intent: i64,
+        former: &str,
+        worker: &WorkerRow,
+    ) -> Result<()> {
+        let (former, worker, boot) = (former.to_string(), worker.clone(), self.boot_id.clone());
+        let write = self.writer.write(false, move |tx| {
+            Box::pin(async move {
+                sqlx::query!("DELETE FROM worker WHERE id = ?", former).execute(&mut *tx).await?;
+                write_worker(tx, &worker, &boot).await?;
                 sqlx::query!("DELETE FROM intent WHERE id = ?", intent).execute(tx).await?;
                 Ok(())
             })
@@ -413,6 +415,32 @@ impl State {
             })
             .collect()
     }
+}
+
+async fn write_worker(
+    tx: &mut sqlx::SqliteConnection,
+    worker: &WorkerRow,
+    boot_id: &str,
+) -> Result<()> {
+    let (pid, start_time) = (i64::from(worker.pid), i64::try_from(worker.start_time)?);
+    sqlx::query!(
+        "INSERT INTO worker
+             (id, sr, vdi, pid, start_time, boot_id, socket, version, read_only, since)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        worker.id,
+        worker.vdi.sr,
+        worker.vdi.vdi,
+        pid,
+        start_time,
+        boot_id,
+        worker.socket,
+        worker.version,
+        worker.read_only,
+        worker.since
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
 }
 
 async fn write_datapath(

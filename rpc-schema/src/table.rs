@@ -135,6 +135,8 @@ methods! {
     "Task.list" => TaskList(NoParams) -> Vec<Task>;
     /// Every datapath worker.
     "Worker.list" => WorkerList(NoParams) -> Vec<Worker>;
+    /// Have a worker of the installed program take a VDI over, under its guests' I/O.
+    "Worker.upgrade" => WorkerUpgrade(VdiParams) -> Worker;
     /// The daemon, its host, and what is degraded.
     "Host.status" => HostStatusMethod(NoParams) -> HostStatus;
     /// This interface as an OpenRPC 1.3 document.

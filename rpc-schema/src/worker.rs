@@ -5,20 +5,30 @@
 //! answers each with the same number, not always in order (a disconnect waits until the disk has
 //! drained).
 //! `Connect` carries descriptors (SCM_RIGHTS) with the first byte of its line.
-//! The daemon opens with [`Request::Hello`]; a worker that speaks no version asked for says so.
+//! The daemon opens with [`Ask::Hello`] and the newest protocol that it speaks. The worker answers
+//! with the newest that both speak; one of protocol 1 refuses all but that, and is asked again.
+//! Protocol 2 has journals.
 
 use crate::engine::{EngineChoice, EngineKind};
 use crate::latency::Histogram;
 use serde::{Deserialize, Serialize};
 
 /// The version of this protocol.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
+/// The oldest version that daemon and worker still speak: they are not upgraded together.
+pub const PROTOCOL_OLDEST: u32 = 1;
 /// The longest line that either side accepts, newline included.
 pub const LINE_BYTES_MAX: usize = 256 * 1024;
 /// The most disks (VBDs) that one worker serves of its VDI.
 pub const VBDS_MAX: usize = 16;
+/// Bytes of a ring's journal before its first place.
+pub const JOURNAL_HEADER_BYTES: usize = 128;
+/// Bytes of a place in it.
+pub const JOURNAL_PLACE_BYTES: usize = 128;
 /// The most queues of a VBD: four CPUs of the host keep any device busy.
 pub const QUEUES_MAX: usize = 4;
+/// The most descriptors that a line carries: an event channel and a journal a queue.
+pub const DESCRIPTORS_MAX: usize = 2 * QUEUES_MAX;
 
 /// A VBD of this host: which domain's disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -56,6 +66,24 @@ pub struct QueueParameters {
     pub ring_refs: Vec<u32>,
     /// The frontend's event channel port.
     pub port: u32,
+}
+
+/// Bytes of the journal of a ring of `pages` pages: a place for each entry, 32 of which go into a
+/// page, in whole pages.
+#[must_use]
+pub fn journal_bytes(pages: usize) -> usize {
+    (JOURNAL_HEADER_BYTES + 32 * pages * JOURNAL_PLACE_BYTES).next_multiple_of(4096)
+}
+
+/// What a journal is handed over for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Journaled {
+    /// The frontend has just made its rings: nothing was taken of them.
+    Begin,
+    /// The frontend is in the middle of its life: what an earlier worker took of its rings and did
+    /// not answer stands in the journals.
+    Resume,
 }
 
 /// What a frontend published, validated by the daemon.
@@ -121,12 +149,13 @@ impl std::fmt::Display for TransferRule {
 pub enum Ask {
     /// First on every connection. Answer: [`Answer::Hello`].
     Hello {
-        /// The daemon's [`PROTOCOL`].
+        /// The newest that the daemon speaks.
         protocol: u32,
     },
     /// Serve a VBD. Carries a descriptor a queue: an event channel device of its own
-    /// (`/dev/xen/evtchn`, or the simulated host's directory). Answer: [`Answer::Done`], once the
-    /// rings are mapped, the ports are bound and requests are taken.
+    /// (`/dev/xen/evtchn`, or the simulated host's directory). After those, where it is
+    /// `journaled`, one more a queue: its journal, a file in memory of [`journal_bytes`]. Answer:
+    /// [`Answer::Done`], once the rings are mapped, the ports are bound and requests are taken.
     Connect {
         /// Which disk.
         vbd: VbdId,
@@ -138,6 +167,9 @@ pub enum Ask {
         /// be older than its daemon and not know this.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         transfer: Option<TransferRule>,
+        /// Whether there are journals, and what for. Since protocol 2.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        journaled: Option<Journaled>,
     },
     /// Stop taking requests, finish those taken, unmap, unbind. Answer: [`Answer::Done`], once the
     /// worker holds nothing of the guest any more. Succeeds for a VBD that is not connected.
@@ -186,7 +218,7 @@ pub struct ImageInfo {
 pub enum Answer {
     /// To [`Ask::Hello`].
     Hello {
-        /// The worker's [`PROTOCOL`].
+        /// The newest that both speak.
         protocol: u32,
         /// The worker's version.
         version: String,

@@ -125,7 +125,7 @@ impl BareWorker {
         let open = |_| File::open(&self.sim_dir);
         let events = ring.queues.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         let events: Vec<_> = events.iter().map(File::as_fd).collect();
-        let ask = Ask::Connect { vbd, read_only, ring, transfer: None };
+        let ask = Ask::Connect { vbd, read_only, ring, transfer: None, journaled: None };
         match control.ask_with(ask, &events)? {
             Answer::Done => Ok(()),
             other => bail!("{other:?}"),

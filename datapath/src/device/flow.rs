@@ -175,8 +175,7 @@ impl Device {
     pub(super) fn answer(&mut self, number: u16) {
         let slot = &mut self.slots[usize::from(number)];
         let token = slot.token.take().expect("a taken slot has a token");
-        let (id, operation) = token.redeem();
-        self.ring.answer(id, operation, slot.status);
+        self.ring.answer(token, slot.status);
         if slot.status == STATUS_OKAY {
             let latency_us = self.now_us.saturating_sub(slot.taken_us);
             self.statistics.count(slot.plan.transfer, slot.bytes, latency_us);

@@ -14,6 +14,7 @@ mod sweep;
 use crate::engine::{Engine, Tag};
 use crate::image::{Capacity, Image};
 use crate::ring::back::BackRing;
+use crate::ring::journal::{Damaged, Identity, Journal};
 use crate::ring::request::{Limits, Transfer as Direction};
 use crate::ring::shared::PAGE_BYTES;
 use crate::xen::budget::{Allowance, Budget};
@@ -24,12 +25,17 @@ use rustix::io::Errno;
 use slot::Slot;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 pub use sweep::Swept;
 use zerotap_rpc_schema::Histogram;
-use zerotap_rpc_schema::worker::{Abi, Counters, TransferRule, VbdCounters, VbdId};
+use zerotap_rpc_schema::worker::{Abi, Counters, Journaled, TransferRule, VbdCounters, VbdId};
 
 /// Reads of an event channel that may fail in a row before the ring counts as broken.
 const EVENT_ERRORS_MAX: u32 = 16;
+
+/// How long a port may stay bound after the death of the worker that had it.
+const REBIND_DEADLINE: Duration = Duration::from_secs(2);
+const REBIND_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Why a ring cannot be connected.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +65,9 @@ pub enum ConnectFailed {
         /// The reason.
         errno: Errno,
     },
+    /// What an earlier worker took cannot be known.
+    #[error("what an earlier worker has taken cannot be taken up: {0}")]
+    Journal(#[from] Damaged),
 }
 
 /// What a device does with its ring.
@@ -143,6 +152,8 @@ pub struct Ring {
     pub network: bool,
     /// What this host lets its workers map.
     pub budget: Arc<Budget>,
+    /// The ring's journal, and what for.
+    pub journal: Option<(Journaled, OwnedFd)>,
 }
 
 /// One connected ring. The field order is the order of dropping: the ring goes before the grants
@@ -196,6 +207,7 @@ impl Device {
     /// When the frontend's parameters do not lead to a ring.
     pub fn connect(vbd: VbdId, given: Ring, image: &Image) -> Result<Self, ConnectFailed> {
         let Ring { host, gntdev, evtchn, refs, port, protocol, persistent, read_only, .. } = given;
+        let journal = given.journal;
         if !matches!(refs.len(), 1 | 2 | 4 | 8 | 16) {
             return Err(ConnectFailed::RingPages(refs.len()));
         }
@@ -203,11 +215,20 @@ impl Device {
         let mapping = grants
             .map(&refs, Access::ReadWrite)
             .map_err(|errno| ConnectFailed::MapRing { refs: refs.clone(), errno })?;
-        let channel = Channel::bind(host, evtchn, vbd.domid, port)
+        let identity = Identity { vbd, port, refs: &refs, abi: protocol };
+        let resumes = matches!(journal, Some((Journaled::Resume, _)));
+        let journal = journal.map(|(what, file)| match what {
+            Journaled::Begin => Journal::begin(file, &identity),
+            Journaled::Resume => Journal::resume(file, &identity),
+        });
+        let channel = bind(host, &evtchn, vbd.domid, port, resumes)
             .map_err(|errno| ConnectFailed::BindPort { port, errno })?;
         debug_assert_eq!(mapping.memory().bytes(), refs.len() * PAGE_BYTES);
         let (memory, ring_grants) = mapping.split();
-        let ring = BackRing::new(memory, protocol);
+        let ring = BackRing::new(memory, protocol, journal.transpose()?)?;
+        if resumes {
+            tracing::info!(%vbd, port, requests = ring.owed(), "takes up what was unanswered");
+        }
         let entries = u16::try_from(ring.entries()).expect("at most 512 entries");
         let (capacity, image) = (image.capacity(), image.info());
         let limits = Limits { sectors: image.sectors, sector_bytes: image.sector_bytes, read_only };
@@ -295,7 +316,8 @@ impl Device {
     /// Whether it holds nothing of the guest any more but what dropping it gives back.
     #[must_use]
     pub fn drained(&self) -> bool {
-        self.state == State::Draining && self.in_flight() == 0 && !self.event.armed
+        let idle = self.in_flight() == 0 && self.ring.owed() == 0;
+        self.state == State::Draining && idle && !self.event.armed
     }
 
     fn in_flight(&self) -> u32 {
@@ -343,6 +365,26 @@ impl Device {
             self.event.cancelled = true;
             let tag = Tag::Event;
             engine.cancel_event(tag, Tag::Cancelled);
+        }
+    }
+}
+
+/// Binds the frontend's port. The kernel lets go of a dead worker's some time after its death.
+fn bind(
+    host: Host,
+    evtchn: &OwnedFd,
+    domid: u16,
+    port: u32,
+    patient: bool,
+) -> Result<Channel, Errno> {
+    let deadline = Instant::now() + REBIND_DEADLINE;
+    loop {
+        let device = evtchn.try_clone().map_err(|_| Errno::MFILE)?;
+        match Channel::bind(host, device, domid, port) {
+            Err(Errno::INVAL) if patient && Instant::now() < deadline => {
+                std::thread::sleep(REBIND_INTERVAL);
+            }
+            bound => return bound,
         }
     }
 }

@@ -4,7 +4,7 @@ use super::slot::Step;
 use super::{Device, State};
 use crate::engine::Engine;
 use crate::ring::abi::{SEGMENT_BYTES, STATUS_ERROR, Segment};
-use crate::ring::back::RingBroken;
+use crate::ring::back::{RingBroken, Taken};
 use crate::ring::request::{Refusal, Source, answered_operation, judge, judge_segments};
 use crate::ring::token::Token;
 use crate::xen::CopyOut;
@@ -38,13 +38,16 @@ impl Device {
             self.start_batch(engine);
         }
         // Who waits for room is not overtaken by those who are still in the ring.
-        while self.state == State::Serving && budget > 0 && self.waiting.is_empty() {
+        while self.takes() && budget > 0 && self.waiting.is_empty() {
             match self.take_all(&mut budget) {
                 Ok(()) => {}
                 Err(broken) => return self.give_up(&broken),
             }
             if self.batch.is_empty() {
-                return if self.barrier.is_some() { Swept::Waiting } else { Swept::Empty };
+                return match self.barrier {
+                    None if self.state == State::Serving => Swept::Empty,
+                    _ => Swept::Waiting,
+                };
             }
             self.statistics.counters.sweeps += 1;
             self.reach_pages();
@@ -53,11 +56,20 @@ impl Device {
         if self.state == State::Draining {
             self.cancel_event_when_idle(engine);
         }
-        match (self.waiting.is_empty(), self.state) {
-            (true, State::Serving) => Swept::More,
+        match self.waiting.is_empty() {
+            true if self.takes() => Swept::More,
             // All room was given back meanwhile, and no completion will come to tell.
-            (false, _) if self.running == 0 => Swept::More,
+            false if self.running == 0 => Swept::More,
             _ => Swept::Waiting,
+        }
+    }
+
+    /// Whether it takes requests. One that drains takes those that an earlier worker had taken.
+    fn takes(&self) -> bool {
+        match self.state {
+            State::Serving => true,
+            State::Draining => self.ring.owed() > 0,
+            State::Broken => false,
         }
     }
 
@@ -89,13 +101,13 @@ impl Device {
     /// Takes requests into slots; what is refused is answered at once.
     fn take_all(&mut self, budget: &mut u32) -> Result<(), RingBroken> {
         let mut fetches = 0;
-        while self.barrier.is_none() && *budget > 0 {
-            let Some(descriptor) = self.ring.take()? else { break };
+        while self.barrier.is_none() && *budget > 0 && self.takes() {
+            let Some(Taken { descriptor, place }) = self.ring.take()? else { break };
             *budget -= 1;
             // Read after the request: a guest that was told of a disk that has grown may use it.
             self.limits.sectors = self.capacity.sectors();
             let operation = answered_operation(&descriptor);
-            let token = Token::new(descriptor.id, operation);
+            let token = Token::new(descriptor.id, operation, place);
             let (plan, source) = match judge(&descriptor, &self.limits) {
                 Ok(judged) => judged,
                 Err(refusal) => {
@@ -195,8 +207,7 @@ impl Device {
     }
 
     fn refuse(&mut self, token: Token, refusal: Refusal) {
-        let (id, operation) = token.redeem();
-        self.ring.answer(id, operation, refusal.status());
+        self.ring.answer(token, refusal.status());
         self.statistics.counters.refused += 1;
         self.log_refusal(&refusal);
     }

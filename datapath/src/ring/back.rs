@@ -5,7 +5,10 @@
 //! (XSA-39), a wrong `rsp_event` loses it its own notifications.
 
 use super::abi::{self, Abi, Descriptor, ENTRY_BYTES_MAX, RING_HEADER_BYTES};
+use super::journal::{Damaged, Journal};
+use super::request::answered_operation;
 use super::shared::{Memory, PAGE_BYTES, SharedMapping};
+use super::token::Token;
 
 const REQ_PROD: usize = 0;
 const REQ_EVENT: usize = 4;
@@ -39,24 +42,65 @@ pub struct BackRing<M = SharedMapping> {
     answered: u32,
     /// Answers pushed.
     pushed: u32,
+    journal: Option<Journal>,
+    /// What an earlier worker had taken and not answered, the first at the end.
+    owed: Vec<Taken>,
+    /// Whoever served the ring before may have pushed answers and not said so.
+    notify_anyway: bool,
+}
+
+/// A request that was taken off the ring.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// What it asks.
+    pub descriptor: Descriptor,
+    /// Its place in the journal.
+    pub place: u16,
 }
 
 impl<M: Memory> BackRing<M> {
-    /// A ring in `memory`, which the frontend has initialised. Both ends' private indices begin at
-    /// what the ring says was answered: a ring is connected when nothing is in flight.
-    #[must_use]
-    pub fn new(memory: M, abi: Abi) -> Self {
+    /// A ring in `memory`, which the frontend has initialised. Our private indices begin at what
+    /// the ring says was answered: nothing is in flight but what `journal` tells of.
+    ///
+    /// # Errors
+    /// When the journal makes no sense.
+    pub fn new(memory: M, abi: Abi, mut journal: Option<Journal>) -> Result<Self, Damaged> {
         let entries = abi::ring_entries(abi, memory.bytes() / PAGE_BYTES);
-        let answered = memory.load(RSP_PROD);
-        BackRing {
+        let pushed = memory.load(RSP_PROD);
+        let all = journal.as_mut().map_or(Ok(Vec::new()), |journal| journal.owed(pushed))?;
+        let consumed = pushed.wrapping_add(u32::try_from(all.len()).expect("at most 512"));
+        let (answered, owed) = (pushed, Vec::with_capacity(all.len()));
+        let notify_anyway = journal.is_some();
+        let producer = consumed;
+        let mut ring = BackRing {
             memory,
             abi,
             entries,
-            producer: answered,
-            consumed: answered,
+            producer,
+            consumed,
             answered,
-            pushed: answered,
+            pushed,
+            journal,
+            owed,
+            notify_anyway,
+        };
+        for one in all.into_iter().rev() {
+            let descriptor = abi::decode(abi, &one.entry);
+            match one.status {
+                None => ring.owed.push(Taken { descriptor, place: one.place }),
+                Some(status) => {
+                    let operation = answered_operation(&descriptor);
+                    ring.answer(Token::new(descriptor.id, operation, one.place), status);
+                }
+            }
         }
+        Ok(ring)
+    }
+
+    /// How many requests of an earlier worker's are still to be taken.
+    #[must_use]
+    pub fn owed(&self) -> usize {
+        self.owed.len()
     }
 
     /// How many entries it has.
@@ -72,15 +116,20 @@ impl<M: Memory> BackRing<M> {
     }
 
     /// Takes the next descriptor: one copy of its bytes, decoded. `None` when there is none, or
-    /// when as many are unanswered as the ring has entries.
+    /// when as many are unanswered as the ring has entries. What an earlier worker had taken comes
+    /// first, in its order.
     ///
     /// # Errors
     /// When the frontend's producer index cannot be true.
-    pub fn take(&mut self) -> Result<Option<Descriptor>, RingBroken> {
+    pub fn take(&mut self) -> Result<Option<Taken>, RingBroken> {
+        if let Some(owed) = self.owed.pop() {
+            return Ok(Some(owed));
+        }
         if self.consumed == self.producer {
             self.producer = self.read_producer()?;
         }
-        let unanswered = self.consumed.wrapping_sub(self.answered);
+        // An answer that the frontend has not seen keeps its place, in ring and journal.
+        let unanswered = self.consumed.wrapping_sub(self.pushed);
         if self.consumed == self.producer || unanswered >= self.entries {
             return Ok(None);
         }
@@ -93,14 +142,20 @@ impl<M: Memory> BackRing<M> {
                 entry
             }
         };
+        let journal = self.journal.as_mut();
+        let place = journal.map_or(0, |journal| journal.take(self.consumed, &entry));
         self.consumed = self.consumed.wrapping_add(1);
-        Ok(Some(abi::decode(self.abi, &entry)))
+        Ok(Some(Taken { descriptor: abi::decode(self.abi, &entry), place }))
     }
 
     /// Writes an answer; the frontend sees it after [`BackRing::push`].
-    pub fn answer(&mut self, id: u64, operation: u8, status: i16) {
+    pub fn answer(&mut self, token: Token, status: i16) {
+        let (id, operation, place) = token.redeem();
         let (bytes, length) = abi::encode_response(self.abi, id, operation, status);
         self.memory.copy_in(self.offset(self.answered), &bytes[..length]);
+        if let Some(journal) = &mut self.journal {
+            journal.answer(place, self.answered, status);
+        }
         self.answered = self.answered.wrapping_add(1);
     }
 
@@ -108,14 +163,18 @@ impl<M: Memory> BackRing<M> {
     #[must_use]
     pub fn push(&mut self) -> bool {
         let (old, new) = (self.pushed, self.answered);
+        let anyway = std::mem::take(&mut self.notify_anyway);
         if new == old {
-            return false;
+            return anyway;
         }
         self.memory.store(RSP_PROD, new);
         self.pushed = new;
         // The store above before the load below, or a frontend going to sleep is missed.
         self.memory.fence();
-        new.wrapping_sub(self.memory.load(RSP_EVENT)) < new.wrapping_sub(old)
+        if let Some(journal) = &mut self.journal {
+            journal.pushed();
+        }
+        anyway || new.wrapping_sub(self.memory.load(RSP_EVENT)) < new.wrapping_sub(old)
     }
 
     /// Asks to be notified of the next request, then looks once more. True when there is one
@@ -133,7 +192,7 @@ impl<M: Memory> BackRing<M> {
 
     fn read_producer(&self) -> Result<u32, RingBroken> {
         let claimed = self.memory.load(REQ_PROD);
-        let (answered, entries) = (self.answered, self.entries);
+        let (answered, entries) = (self.pushed, self.entries);
         let behind = claimed.wrapping_sub(self.consumed) > entries;
         if behind || claimed.wrapping_sub(answered) > entries {
             return Err(RingBroken { claimed, answered, entries });
@@ -151,7 +210,11 @@ mod tests {
     use super::*;
 
     fn ring() -> BackRing {
-        BackRing::new(SharedMapping::anonymous(PAGE_BYTES).unwrap(), Abi::X86_64)
+        BackRing::new(SharedMapping::anonymous(PAGE_BYTES).unwrap(), Abi::X86_64, None).unwrap()
+    }
+
+    fn answer(ring: &mut BackRing, id: u64) {
+        ring.answer(Token::new(id, 0, 0), 0);
     }
 
     #[test]
@@ -175,7 +238,9 @@ mod tests {
         ring.memory.store(REQ_PROD, 32);
         (0..32).for_each(|_| assert!(ring.take().unwrap().is_some()));
         assert!(ring.take().unwrap().is_none());
-        ring.answer(1, 0, 0);
+        answer(&mut ring, 1);
+        assert!(ring.take().unwrap().is_none(), "the frontend has not seen the answer");
+        let _ = ring.push();
         ring.memory.store(REQ_PROD, 33);
         assert!(ring.take().unwrap().is_some());
     }
@@ -186,12 +251,12 @@ mod tests {
         ring.memory.store(REQ_PROD, 3);
         (0..3).for_each(|_| assert!(ring.take().unwrap().is_some()));
         ring.memory.store(RSP_EVENT, 1);
-        ring.answer(1, 0, 0);
+        answer(&mut ring, 1);
         assert!(ring.push());
-        ring.answer(2, 0, 0);
+        answer(&mut ring, 2);
         assert!(!ring.push(), "it did not ask again");
         ring.memory.store(RSP_EVENT, 3);
-        ring.answer(3, 0, 0);
+        answer(&mut ring, 3);
         assert!(ring.push());
         assert!(!ring.push(), "nothing new");
     }
@@ -211,10 +276,10 @@ mod tests {
         memory.store(RSP_PROD, u32::MAX);
         memory.store(REQ_PROD, 1);
         memory.store(RSP_EVENT, 1);
-        let mut ring = BackRing::new(memory, Abi::X86_32);
+        let mut ring = BackRing::new(memory, Abi::X86_32, None).unwrap();
         (0..2).for_each(|_| assert!(ring.take().unwrap().is_some()));
         assert!(ring.take().unwrap().is_none());
-        (0..2).for_each(|n| ring.answer(n, 0, 0));
+        (0..2).for_each(|n| answer(&mut ring, n));
         assert!(ring.push());
     }
 }

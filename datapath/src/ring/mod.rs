@@ -2,6 +2,9 @@
 
 pub mod abi;
 pub mod back;
+#[cfg(test)]
+mod crash;
+pub mod journal;
 pub mod request;
 pub mod shared;
 pub mod token;

@@ -138,6 +138,8 @@ impl SharedMapping {
 
     /// Writes a word after all that was written before it (Release).
     pub fn store(&self, offset: usize, value: u32) {
+        #[cfg(test)]
+        super::crash::point();
         self.word(offset).store(value, Ordering::Release);
     }
 
@@ -176,6 +178,8 @@ impl SharedMapping {
     /// Copies bytes in.
     pub fn copy_in(&self, offset: usize, from: &[u8]) {
         let to = self.address(offset, from.len());
+        #[cfg(test)]
+        super::crash::point();
         // SAFETY: in bounds (above), and `from` is private memory that cannot overlap a mapping.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len()) };
     }

@@ -72,8 +72,9 @@ impl Evtchn {
         // SAFETY: opcode and structure, a domain's number, are the header's; the kernel only reads.
         let restricted = unsafe { ioctl(&device, Setter::<RESTRICT_DOMID, _>::new(domid)) };
         match restricted {
-            // An older kernel does not know it (drivers/xen/evtchn.c, `evtchn_ioctl`).
-            Ok(()) | Err(Errno::NOSYS) => {}
+            // An older kernel does not know it (drivers/xen/evtchn.c, `evtchn_ioctl`). One that
+            // does restricts a device once: an earlier try to bind has.
+            Ok(()) | Err(Errno::NOSYS | Errno::ACCESS) => {}
             Err(errno) => return Err(errno),
         }
         let call = BindInterdomain { remote_domain: u32::from(domid), remote_port };

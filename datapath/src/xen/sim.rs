@@ -3,7 +3,9 @@
 //! Layout (all integers little endian):
 //! * `mem.<domid>`: the guest's memory;
 //! * `grants.<domid>`: its grant table, [`GRANT_BYTES`] an entry, the index is the grant reference:
-//!   u32 flags, u32 frame (page of `mem`), u32 mappings in use, u32 zero;
+//!   u32 flags, u32 frame (page of `mem`), u64 zero;
+//! * `uses.<domid>.<n>`, [`HOLDERS_MAX`] of them: how often a back end maps each grant now, a u32 a
+//!   grant. Who counts has the file locked: with Xen, too, a process's mappings go with it;
 //! * `evt.<domid>.<port>.back` and `.front`: FIFOs, one byte an event, towards back end and front
 //!   end. A bind holds an exclusive lock on `.back`, so that, as with Xen, a second one fails and
 //!   the process's death releases it.
@@ -19,6 +21,10 @@ use std::rc::Rc;
 
 /// Bytes of a grant table entry.
 pub const GRANT_BYTES: usize = 16;
+/// Back ends of a guest that map its grants at a time.
+pub const HOLDERS_MAX: u32 = 32;
+/// Bytes of a file of uses.
+pub const USES_BYTES: usize = GRANTS_MAX as usize * 4;
 /// Flag: the entry is in force.
 pub const GRANT_VALID: u32 = 1;
 /// Flag: it may only be read.
@@ -38,6 +44,12 @@ pub fn grants_name(domid: u16) -> String {
     format!("grants.{domid}")
 }
 
+/// The file where the back end `holder` of a guest counts its mappings.
+#[must_use]
+pub fn uses_name(domid: u16, holder: u32) -> String {
+    format!("uses.{domid}.{holder}")
+}
+
 /// The FIFO that takes events to the `back` or `front` end of a guest's port.
 #[must_use]
 pub fn event_name(domid: u16, port: u32, end: &str) -> String {
@@ -50,7 +62,16 @@ pub struct SimGrants {
     memory: OwnedFd,
     /// All of the guest's memory, for copies: a hypervisor needs no mapping for them.
     whole: SharedMapping,
-    table: Rc<SharedMapping>,
+    table: SharedMapping,
+    uses: Rc<Uses>,
+}
+
+/// The mappings that one back end has.
+#[derive(Debug)]
+struct Uses {
+    counts: SharedMapping,
+    /// Locked.
+    _file: OwnedFd,
 }
 
 impl SimGrants {
@@ -62,11 +83,12 @@ impl SimGrants {
         let open = |name| openat(&directory, name, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
         let table = open(grants_name(domid))?;
         let bytes = GRANTS_MAX as usize * GRANT_BYTES;
-        let table = Rc::new(SharedMapping::map(&table, 0, bytes, true)?);
+        let table = SharedMapping::map(&table, 0, bytes, true)?;
         let memory = open(memory_name(domid))?;
         let bytes = usize::try_from(fstat(&memory)?.st_size).map_err(|_| Errno::INVAL)?;
         let whole = SharedMapping::map(&memory, 0, bytes, true)?;
-        Ok(SimGrants { memory, whole, table })
+        let uses = Rc::new(Uses::claim(&directory, domid)?);
+        Ok(SimGrants { memory, whole, table, uses })
     }
 
     fn frame(&self, gref: u32, access: Access) -> rustix::io::Result<u64> {
@@ -95,9 +117,9 @@ impl SimGrants {
             grefs.iter().map(|&gref| self.frame(gref, access)).collect::<Result<Vec<_>, _>>()?;
         let window = super::window::side_by_side(&self.memory, &frames, access)?;
         for &gref in grefs {
-            self.table.add(gref as usize * GRANT_BYTES + 8, 1);
+            self.uses.counts.add(gref as usize * 4, 1);
         }
-        Ok((window, SimUse { table: Rc::clone(&self.table), grefs: grefs.into() }))
+        Ok((window, SimUse { uses: Rc::clone(&self.uses), grefs: grefs.into() }))
     }
 
     /// Copies all pieces, each for itself.
@@ -145,17 +167,34 @@ impl SimGrants {
     }
 }
 
+impl Uses {
+    /// The first file that nobody alive counts in.
+    fn claim(directory: impl AsFd, domid: u16) -> rustix::io::Result<Self> {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        for holder in 0..HOLDERS_MAX {
+            let file = openat(&directory, uses_name(domid, holder), flags, Mode::empty())?;
+            if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+                continue;
+            }
+            let counts = SharedMapping::map(&file, 0, USES_BYTES, true)?;
+            counts.copy_in(0, &vec![0; USES_BYTES]);
+            return Ok(Uses { counts, _file: file });
+        }
+        Err(Errno::MFILE)
+    }
+}
+
 /// Grants in use by a mapping; given back when dropped.
 #[derive(Debug)]
 pub struct SimUse {
-    table: Rc<SharedMapping>,
+    uses: Rc<Uses>,
     grefs: Box<[u32]>,
 }
 
 impl Drop for SimUse {
     fn drop(&mut self) {
         for &gref in &self.grefs {
-            self.table.add(gref as usize * GRANT_BYTES + 8, u32::MAX);
+            self.uses.counts.add(gref as usize * 4, u32::MAX);
         }
     }
 }

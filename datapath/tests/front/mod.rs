@@ -7,10 +7,13 @@ pub use rig::Rig;
 use rig::Control;
 use rustix::fs::{Mode, OFlags, open};
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::atomic::{Ordering, fence};
 use zerotap_datapath::ring::abi::{Abi, OP_INDIRECT, entry_bytes, ring_entries};
 use zerotap_datapath::ring::shared::{PAGE_BYTES, SharedMapping};
-use zerotap_datapath::xen::sim::{GRANT_BYTES, GRANT_READ_ONLY, GRANT_VALID, GRANTS_MAX};
+use zerotap_datapath::xen::sim::{
+    GRANT_BYTES, GRANT_READ_ONLY, GRANT_VALID, GRANTS_MAX, HOLDERS_MAX, USES_BYTES, uses_name,
+};
 use zerotap_rpc_schema::worker::{
     Answer, Ask, Counters, QueueParameters, RingParameters, TransferRule, VbdId,
 };
@@ -44,6 +47,7 @@ pub const TERMS: Terms = Terms {
 
 pub struct Front {
     domid: u16,
+    directory: PathBuf,
     memory: SharedMapping,
     grants: SharedMapping,
     to_back: OwnedFd,
@@ -72,6 +76,9 @@ impl Front {
             grants.store(page * GRANT_BYTES, GRANT_VALID);
             grants.store(page * GRANT_BYTES + 4, u32::try_from(page).unwrap());
         }
+        for holder in 0..HOLDERS_MAX {
+            let _made = rig.shared_file(&uses_name(domid, holder), USES_BYTES);
+        }
         let to_back = rig.fifo(&format!("evt.{domid}.{PORT}.back"));
         let to_front = rig.fifo(&format!("evt.{domid}.{PORT}.front"));
         memory.store(4, 1);
@@ -84,14 +91,14 @@ impl Front {
         };
         let vbd = VbdId { domid, devid: DEVID };
         let evtchn = open(rig.directory(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-        let answer = control.ask(
-            Ask::Connect { vbd, read_only, ring, transfer: Some(transfer) },
-            Some(&evtchn.unwrap()),
-        );
+        let (transfer, journaled) = (Some(transfer), None);
+        let connect = Ask::Connect { vbd, read_only, ring, transfer, journaled };
+        let answer = control.ask(connect, Some(&evtchn.unwrap()));
         assert_eq!(answer, Answer::Done);
         let entries = ring_entries(abi, ring_pages as usize);
         Front {
             domid,
+            directory: rig.directory().to_owned(),
             memory,
             grants,
             to_back,
@@ -201,7 +208,12 @@ impl Front {
     }
 
     pub fn grants_in_use(&self) -> u32 {
-        (0..GRANTS_MAX as usize).map(|gref| self.grants.load(gref * GRANT_BYTES + 8)).sum()
+        let uses = |holder| {
+            let bytes = std::fs::read(self.directory.join(uses_name(self.domid, holder))).ok()?;
+            let counts = bytes.as_chunks::<4>().0.iter();
+            Some(counts.map(|count| u32::from_le_bytes(*count)).sum::<u32>())
+        };
+        (0..HOLDERS_MAX).map_while(uses).sum()
     }
 
     fn base(&self) -> usize {

@@ -7,7 +7,7 @@ use crate::worker::process::rss_kib;
 use crate::worker::set::Entry;
 use futures_util::future::join_all;
 use zerotap_rpc_schema::admin::{HostStatus, Task, VdiUnlockParams, Worker};
-use zerotap_rpc_schema::smapi2::Pairs;
+use zerotap_rpc_schema::smapi2::{Pairs, VdiParams};
 use zerotap_rpc_schema::{StorageError, openrpc, table};
 
 pub(super) fn add_to(table: &mut Table) {
@@ -20,6 +20,14 @@ pub(super) fn add_to(table: &mut Table) {
     table.add::<table::VdiUnlock, _, _>(|core, params| async move {
         let VdiUnlockParams { sr, vdi, force_from, reason, .. } = params;
         core.registry.unlock(&VdiId::new(sr, vdi), force_from, reason).await
+    });
+    table.add::<table::WorkerUpgrade, _, _>(|core, VdiParams { sr, vdi, .. }| async move {
+        let vdi = VdiId::new(sr, vdi);
+        core.registry.upgrade(&vdi).await?;
+        match core.registry.entry(&vdi) {
+            Some(entry) => Ok(tell(entry).await),
+            None => Err(StorageError::Internal(format!("VDI {vdi} was deactivated meanwhile"))),
+        }
     });
     table.add::<table::HostStatusMethod, _, _>(|core, _| async move { status(&core).await });
     table.add::<table::RpcDiscover, _, _>(|_, _| async { Ok(openrpc::document()) });

@@ -50,8 +50,9 @@ pub async fn trouble(core: &Core) -> Result<Vec<Trouble>, StorageError> {
             what: format!("VDI {}", row.vdi),
             problem: format!("its worker {} (pid {}) is gone: {why}", row.id, row.pid),
             remedy: format!(
-                "call VDI.activate3 for datapath {} once more: it starts a new worker; or end the \
-                 use with DP.destroy2. The daemon's log has the worker's last words",
+                "another is started by itself, and its guests go on. If that lasts: the daemon's \
+                 log has the worker's last words; VDI.activate3 for datapath {} tries at once, \
+                 DP.destroy2 ends the use",
                 users.first().unwrap_or(&"-")
             ),
         });

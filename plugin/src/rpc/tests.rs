@@ -7,6 +7,7 @@ use crate::host::Host;
 use crate::rpc::listen::Door;
 use crate::state::State;
 use crate::vbd::{VbdConfig, Vbds};
+use crate::worker::journals::Journals;
 use crate::worker::{Launcher, Workers};
 use jsonrpsee::client_transport::ws::{Url, WsTransportClientBuilder};
 use jsonrpsee::core::client::{Client, ClientBuilder, ClientT};
@@ -39,6 +40,7 @@ async fn core(dir: &Path) -> Arc<Core> {
         engine: EngineSetting::Auto,
         dir: dir.into(),
         nbd_dir: dir.into(),
+        journals: Journals { dir: dir.into() },
         host,
         budget: dir.join("budget"),
         mapped_pages_max: 0,

@@ -153,6 +153,19 @@ impl Image {
         &self.path
     }
 
+    /// The same, once more: a fence that one takes is both's.
+    ///
+    /// # Errors
+    /// No room for a descriptor.
+    pub fn share(&self) -> Result<Image, StorageError> {
+        let fd = self.fd.try_clone().map_err(|error| {
+            let text = format!("{}: {error}", self.path.display());
+            StorageError::backend(number::VDI_UNAVAILABLE, text)
+        })?;
+        let (path, read_only, transfer) = (self.path.clone(), self.read_only, self.transfer);
+        Ok(Image { fd, path, read_only, transfer })
+    }
+
     /// The descriptor for the worker; the fence goes with it.
     #[must_use]
     pub fn into_fd(self) -> OwnedFd {

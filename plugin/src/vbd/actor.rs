@@ -6,7 +6,7 @@
 //! `plug`.
 
 use super::address::Address;
-use super::backend::{Action, Backend, Event, PublishError, Worker};
+use super::backend::{Action, Backend, ConnectError, Event, PublishError, Worker};
 use super::disk::Disk;
 use super::pace::Pace;
 use super::publish::{self, Identity, OWN_KIND};
@@ -33,8 +33,8 @@ pub enum Message {
     Ready(Arc<dyn Disk>),
     /// The worker of this id is about to be ended.
     Releasing(String, oneshot::Sender<()>),
-    /// The worker of this id died.
-    Died(String),
+    /// The worker of this id died; why, and what is done about it, for people.
+    Died(String, String),
     /// Let go of the guest at once.
     Force,
     /// The ring turned out to be broken.
@@ -45,6 +45,8 @@ pub enum Message {
 enum Done {
     /// Of a worker.
     Event(Event),
+    /// The worker of this id was asked to serve the ring.
+    Connected(Option<String>, Result<(), WorkerError>),
     /// Of xenstore, whose turn is over.
     Store(Asked),
     /// The worker of this id has told what it serves, and whether its guest broke the ring.
@@ -136,23 +138,25 @@ pub fn start(
     };
     let run = actor.run(inbox, poke.clone(), disk);
     tokio::spawn(async move {
-        run.await;
-        ended();
+        if run.await {
+            ended();
+        }
     });
     Hold { messages, poke, status }
 }
 
 impl Actor {
+    /// True when the device is gone; false when the daemon stops.
     async fn run(
         mut self,
         mut inbox: mpsc::Receiver<Message>,
         poke: Arc<Notify>,
         disk: Option<Arc<dyn Disk>>,
-    ) {
+    ) -> bool {
         let watch = self.watch_frontend(&poke);
         match disk {
             Some(disk) => self.meet(disk),
-            None => self.step(Event::WorkerDied),
+            None => self.step(Event::WorkerDied(String::new())),
         }
         while !self.ending || self.asking || !self.errands.is_empty() {
             self.run_errands();
@@ -172,6 +176,7 @@ impl Actor {
         }
         drop(watch);
         self.status.send_modify(|status| status.ended = self.ending);
+        self.ending
     }
 
     /// The guest's `state` alone: what else it writes is read when its state says so.
@@ -200,12 +205,13 @@ impl Actor {
                     self.step(Event::WorkerLeaves);
                 }
             }
-            Message::Died(id) if self.serves(&id) => {
+            // Told again, with other words, while there is none.
+            Message::Died(id, why) if self.disk.is_none() || self.serves(&id) => {
                 self.disk = None;
-                self.step(Event::WorkerDied);
+                self.step(Event::WorkerDied(why));
             }
             // Of a worker that is not ours: nothing to let go of.
-            Message::Releasing(..) | Message::Died(_) => {}
+            Message::Releasing(..) | Message::Died(..) => {}
             Message::Force => self.step(Event::Forced),
             Message::Broken => self.step(Event::RingBroken),
         }
@@ -249,6 +255,19 @@ impl Actor {
                 self.step(event);
                 self.look = true;
             }
+            Done::Connected(worker, outcome) => {
+                if let (Some(id), Err(WorkerError::Gone)) = (worker, &outcome) {
+                    self.hear(Message::Died(id, String::new()));
+                }
+                if let Err(error) = &outcome {
+                    tracing::error!(vbd = %self.address.id, "the ring is not served: {error}");
+                }
+                self.step(Event::Connected(outcome.map_err(|error| match error {
+                    WorkerError::Gone | WorkerError::Deadline { .. } => ConnectError::Again,
+                    error => ConnectError::Refused(error.to_string()),
+                })));
+                self.look = true;
+            }
             Done::Store(asked) => {
                 self.asking = false;
                 self.asked(asked);
@@ -266,7 +285,7 @@ impl Actor {
                 }
                 self.look = true;
             }
-            Done::Lost(id) => self.hear(Message::Died(id)),
+            Done::Lost(id) => self.hear(Message::Died(id, String::new())),
             Done::Again => self.look = true,
         }
     }
@@ -324,21 +343,21 @@ impl Actor {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::Connect(ring) => {
+            Action::Connect(ring, how) => {
                 let (disk, id) = (self.disk.clone(), self.address.id);
                 let (read_only, transfer) = (self.identity.read_only, self.identity.transfer);
                 self.jobs.spawn(async move {
                     let Some(disk) = disk else {
-                        return Done::Event(Event::Connected(Err("the worker is gone".to_owned())));
+                        return Done::Connected(None, Err(WorkerError::Gone));
                     };
                     // One that knows no rules would not understand the call.
                     let transfer = disk.transfer().and(transfer);
-                    let outcome = disk.connect(id, ring, read_only, transfer).await;
+                    let outcome = disk.connect(id, ring, read_only, transfer, how).await;
                     if let Err(WorkerError::Deadline { .. }) = outcome {
                         // It may yet have done it.
                         let_go(&*disk, id).await;
                     }
-                    Done::Event(Event::Connected(outcome.map_err(|error| error.to_string())))
+                    Done::Connected(Some(disk.id().to_owned()), outcome)
                 });
             }
             Action::Disconnect => {

@@ -14,18 +14,21 @@ mod tests;
 mod words;
 
 pub use judge::BROKEN;
-pub use words::{Action, BackendSight, Event, Publication, PublishError, Sight, Worker};
+pub use words::{
+    Action, BackendSight, ConnectError, Event, Publication, PublishError, Sight, Worker,
+};
 
 use super::frontend::Fault;
 use super::xenbus::State;
-use judge::Step;
-use zerotap_rpc_schema::worker::RingParameters;
+use judge::{LOST, Step};
+use zerotap_rpc_schema::worker::{Journaled, RingParameters};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Serving {
     /// Not known yet, after our start: a worker may serve a ring of which we know nothing.
     Unknown,
-    Nobody,
+    /// Why, for people; empty when that is not known.
+    Nobody(String),
     Ready(Worker),
     /// It serves until told otherwise, but must not be given anything new.
     Leaving,
@@ -34,11 +37,13 @@ enum Serving {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Ring {
     Absent,
-    Connecting(RingParameters),
+    Connecting(RingParameters, Journaled),
     Connected(RingParameters),
     Disconnecting(RingParameters),
     /// Let go with every request answered, the guest unaware: it may be connected again as it is.
     Paused(RingParameters),
+    /// Its worker died, the guest unaware: what it had taken stands in the ring's journal.
+    Orphaned(RingParameters),
 }
 
 /// The machine.
@@ -123,7 +128,7 @@ impl Backend {
     /// Whether the worker may hold pages of the guest.
     #[must_use]
     pub fn holds_guest(&self) -> bool {
-        matches!(self.ring, Ring::Connecting(_) | Ring::Connected(_) | Ring::Disconnecting(_))
+        matches!(self.ring, Ring::Connecting(..) | Ring::Connected(_) | Ring::Disconnecting(_))
     }
 
     /// Whether it is known what there is: both directories, and what a worker serves.
@@ -158,11 +163,12 @@ impl Backend {
         match event {
             Event::Seen(sight) => self.see(sight),
             Event::WorkerReady(worker) => self.meet(worker),
-            Event::WorkerDied => {
-                self.serving = Serving::Nobody;
-                if let Ring::Connected(_) = self.ring {
-                    self.ring = Ring::Absent;
-                }
+            Event::WorkerDied(why) => {
+                self.serving = Serving::Nobody(why);
+                self.ring = match std::mem::replace(&mut self.ring, Ring::Absent) {
+                    Ring::Connected(ring) => Ring::Orphaned(ring),
+                    ring => ring,
+                };
             }
             Event::WorkerLeaves => self.serving = Serving::Leaving,
             Event::Connected(outcome) => self.connected(outcome, actions),
@@ -171,6 +177,7 @@ impl Backend {
                 let stale = std::mem::take(&mut self.stale);
                 self.ring = match std::mem::replace(&mut self.ring, Ring::Absent) {
                     Ring::Disconnecting(ring) if drained && !stale => Ring::Paused(ring),
+                    Ring::Disconnecting(ring) if !stale => Ring::Orphaned(ring),
                     _ => Ring::Absent,
                 };
             }
@@ -197,7 +204,7 @@ impl Backend {
             self.refused = None;
         }
         if !self.wants_ring(sight.frontend_state.as_deref())
-            && let Ring::Paused(_) = self.ring
+            && let Ring::Paused(_) | Ring::Orphaned(_) = self.ring
         {
             self.ring = Ring::Absent;
         }
@@ -211,16 +218,16 @@ impl Backend {
     fn meet(&mut self, worker: Worker) {
         self.refused = None;
         self.ring = match (std::mem::replace(&mut self.ring, Ring::Absent), &worker.ring) {
-            (ring @ (Ring::Connecting(_) | Ring::Disconnecting(_)), _) => ring,
+            (ring @ (Ring::Connecting(..) | Ring::Disconnecting(_)), _) => ring,
             (_, Some(served)) => Ring::Connected(served.clone()),
-            (Ring::Connected(_), None) => Ring::Absent,
+            (Ring::Connected(ring), None) => Ring::Orphaned(ring),
             (ring, None) => ring,
         };
         self.serving = Serving::Ready(worker);
     }
 
-    fn connected(&mut self, outcome: Result<(), String>, actions: &mut Vec<Action>) {
-        let Ring::Connecting(ring) = std::mem::replace(&mut self.ring, Ring::Absent) else {
+    fn connected(&mut self, outcome: Result<(), ConnectError>, actions: &mut Vec<Action>) {
+        let Ring::Connecting(ring, how) = std::mem::replace(&mut self.ring, Ring::Absent) else {
             return;
         };
         match outcome {
@@ -230,7 +237,11 @@ impl Backend {
                     actions.push(Action::Complain(String::new()));
                 }
             }
-            Err(text) => {
+            Err(ConnectError::Again) => self.ring = Ring::Orphaned(ring),
+            Err(ConnectError::Refused(text)) if how == Journaled::Resume => {
+                self.refused = Some((Ok(ring), format!("{LOST} ({text})")));
+            }
+            Err(ConnectError::Refused(text)) => {
                 let text = format!(
                     "the frontend's ring could not be connected ({text}): the \
                      guest's driver has to connect anew"
@@ -275,7 +286,7 @@ impl Backend {
     }
 
     fn decide(&mut self, actions: &mut Vec<Action>) {
-        let moving = matches!(self.ring, Ring::Connecting(_) | Ring::Disconnecting(_));
+        let moving = matches!(self.ring, Ring::Connecting(..) | Ring::Disconnecting(_));
         if moving || self.publishing.is_some() || self.ended {
             return;
         }
@@ -290,7 +301,7 @@ impl Backend {
         match &action {
             Action::Publish { .. } if self.look_first => return,
             Action::Publish { what, .. } => self.publishing = Some(what.clone()),
-            Action::Connect(ring) => self.ring = Ring::Connecting(ring.clone()),
+            Action::Connect(ring, how) => self.ring = Ring::Connecting(ring.clone(), *how),
             Action::Disconnect => {
                 if let Ring::Connected(ring) = std::mem::replace(&mut self.ring, Ring::Absent) {
                     self.ring = Ring::Disconnecting(ring);

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::worker::{
-    Connected, ImageInfo, RingParameters, TransferRule, VbdCounters, VbdId,
+    Connected, ImageInfo, Journaled, RingParameters, TransferRule, VbdCounters, VbdId,
 };
 
 /// An answer that is not there yet.
@@ -46,6 +46,7 @@ pub trait Disk: Debug + Send + Sync {
         ring: RingParameters,
         read_only: bool,
         transfer: Option<TransferRule>,
+        how: Journaled,
     ) -> Answer<'_, ()>;
     /// Has it finish what it took and let go of the guest.
     fn disconnect(&self, vbd: VbdId) -> Answer<'_, ()>;
@@ -62,6 +63,8 @@ pub trait Disks: Send + Sync {
         &'a self,
         vdi: &'a VdiId,
     ) -> Pin<Box<dyn Future<Output = Result<Vec<String>, StorageError>> + Send + 'a>>;
+    /// A device is gone for good: nothing of its journals is needed any more.
+    fn forget(&self, vbd: VbdId);
 }
 
 /// What is to be known of workers as it happens.
@@ -84,6 +87,8 @@ pub enum News {
         worker: String,
         /// Its VDI.
         vdi: VdiId,
+        /// Why, and what is done about it, for people. May be told again with other words.
+        why: String,
     },
 }
 
@@ -94,7 +99,7 @@ impl From<WorkerNews> for News {
             WorkerNews::Releasing { worker, done } => {
                 News::Releasing { worker: worker.id().to_owned(), vdi: worker.vdi().clone(), done }
             }
-            WorkerNews::Died { vdi, worker, text: _ } => News::Died { worker, vdi },
+            WorkerNews::Died { vdi, worker, text } => News::Died { worker, vdi, why: text },
         }
     }
 }
@@ -146,8 +151,9 @@ impl Disk for WorkerHandle {
         ring: RingParameters,
         read_only: bool,
         transfer: Option<TransferRule>,
+        how: Journaled,
     ) -> Answer<'_, ()> {
-        Box::pin(self.connect(vbd, ring, read_only, transfer))
+        Box::pin(self.connect(vbd, ring, read_only, transfer, how))
     }
 
     fn disconnect(&self, vbd: VbdId) -> Answer<'_, ()> {
@@ -172,5 +178,9 @@ impl Disks for Registry {
             let holders = self.holders(vdi).await?;
             Ok(holders.into_iter().map(|holder| holder.dp).collect())
         })
+    }
+
+    fn forget(&self, vbd: VbdId) {
+        self.forget(vbd);
     }
 }

@@ -235,7 +235,9 @@ impl Watcher {
                 let disk = self.disks.worker(&identity.vdi);
                 // A directory that was made again while its actor ended has to be looked at.
                 let (attention, again) = (attention.clone(), key.clone());
+                let (disks, id) = (self.disks.clone(), key.1);
                 let ended = move || {
+                    disks.forget(id);
                     attention.note(|pending| {
                         pending.devices.insert(again);
                     });
@@ -262,9 +264,9 @@ impl Watcher {
                     let _ = hold.send(Message::Ready(disk.clone())).await;
                 }
             }
-            News::Died { worker, vdi } => {
+            News::Died { worker, vdi, why } => {
                 for hold in self.of(|of| *of == vdi) {
-                    let _ = hold.send(Message::Died(worker.clone())).await;
+                    let _ = hold.send(Message::Died(worker.clone(), why.clone())).await;
                 }
             }
             News::Releasing { worker, vdi, done } => {

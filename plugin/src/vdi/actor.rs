@@ -2,7 +2,8 @@
 //!
 //! It holds nothing of its own: what is true stands in the database, on the SR and in the set of
 //! workers, so a daemon that was killed, or an actor that panicked, loses nothing. It lives while
-//! there are commands. What each command does: `datapath.rs`, `volume.rs`, `service.rs`.
+//! there are commands. What each command does: `datapath.rs`, `volume.rs`, `service.rs`,
+//! `replace.rs`.
 
 use crate::fault;
 use crate::sr::record::Record;
@@ -54,6 +55,8 @@ pub enum Command {
     Detach { dp: String, reply: Reply<()> },
     DestroyDatapath { dp: String, allow_leak: bool, reply: Reply<()> },
     Tidy { reply: Reply<()> },
+    Revive { reply: Reply<()> },
+    Upgrade { reply: Reply<()> },
 }
 
 /// A command and the call that it came from.
@@ -107,6 +110,8 @@ impl Vdi<'_> {
             Command::Resize { size, reply } => answer(reply, self.resize(size).await),
             Command::Edit { edit, reply } => answer(reply, self.edit(edit).await),
             Command::Tidy { reply } => answer(reply, self.tidy().await),
+            Command::Revive { reply } => answer(reply, self.revive().await),
+            Command::Upgrade { reply } => answer(reply, self.upgrade().await),
             other => self.obey_use(other).await,
         }
     }

@@ -1,8 +1,9 @@
 //! VDIs in use: which datapath holds which, and the worker that serves it.
 //!
 //! `registry` is the door, `actor` the queue behind it, `automaton` the rules (pure), `datapath`,
-//! `volume`, `resize`, `revert` and `service` what the commands do, `epoch` disks that forget,
-//! `recover` what a new daemon does first, `chores` what is tried again, `tasks` what lasts.
+//! `volume`, `resize`, `revert`, `service` and `replace` what the commands do, `epoch` disks that
+//! forget, `recover` what a new daemon does first, `supervise` what becomes of dead workers,
+//! `chores` what is tried again, `tasks` what lasts.
 
 pub mod actor;
 pub mod automaton;
@@ -12,9 +13,11 @@ mod epoch;
 mod id;
 pub mod recover;
 pub mod registry;
+mod replace;
 mod resize;
 mod revert;
 mod service;
+pub mod supervise;
 mod tasks;
 mod volume;
 

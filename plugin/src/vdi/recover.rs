@@ -17,8 +17,13 @@ use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::timeout;
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::smapi2::VdiState;
+
+/// How long a worker that was killed just now may take to be gone.
+const DEATH_DEADLINE: Duration = Duration::from_millis(500);
 
 /// A remembered worker and what became of it.
 struct Observed {
@@ -95,13 +100,17 @@ async fn observe(registry: Arc<Registry>, row: WorkerRow) -> Observed {
     };
     match greeting.await {
         Ok((client, hello)) if hello.pid == row.pid => {
-            let host = registry.launcher.host.clone();
-            let handle = WorkerHandle::new(row.clone(), hello, client, process, host);
+            let launcher = registry.launcher.clone();
+            let handle = WorkerHandle::new(row.clone(), hello, client, process, launcher);
             Observed { row, seen: Seen::Serving, handle: Some(handle) }
         }
         Ok((_, hello)) => {
             tracing::warn!(worker = row.id, pid = row.pid, "pid {} answers for it", hello.pid);
             Observed { row, seen: Seen::Silent, handle: None }
+        }
+        // It has died and nobody has waited for it, or it is about to.
+        Err(_) if timeout(DEATH_DEADLINE, process.exited()).await.is_ok() => {
+            Observed { row, seen: Seen::Gone, handle: None }
         }
         Err(error) => {
             tracing::warn!(worker = row.id, pid = row.pid, "does not answer: {error}");
@@ -140,7 +149,7 @@ async fn act(
                 _ => "it runs and does not answer the daemon",
             };
             tracing::error!(vdi = %row.vdi, worker = row.id, pid = row.pid, "worker lost: {why}");
-            registry.workers.mourn(row, why.into());
+            registry.workers.mourn(row, why.into(), seen == Seen::Gone);
             Ok(())
         }
         (Action::Stop(_), Some(Observed { row, handle, .. })) => {
@@ -242,12 +251,12 @@ async fn reap(registry: &Registry, id: &str) -> Result<(), StorageError> {
                 read_only: false,
                 since: String::new(),
             };
-            let host = registry.launcher.host.clone();
-            let stray = WorkerHandle::new(row, hello, client, process, host);
+            let launcher = registry.launcher.clone();
+            let stray = WorkerHandle::new(row, hello, client, process, launcher);
             stray.stop().await.map_err(StorageError::Internal)?;
             tracing::info!(worker = id, pid = stray.pid(), "ended a worker that nobody knew of");
         }
     }
-    spawn::remove_socket(&socket);
+    registry.launcher.sweep(id);
     Ok(())
 }

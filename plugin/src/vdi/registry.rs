@@ -22,6 +22,7 @@ use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::admin::Unlocked;
 use zerotap_rpc_schema::error::number;
 use zerotap_rpc_schema::smapi2::{Backend, DpStat, Mode, VdiInfo, VdiState};
+use zerotap_rpc_schema::worker::VbdId;
 
 /// Commands that wait for one VDI.
 const COMMANDS_QUEUED_MAX: usize = 64;
@@ -82,10 +83,21 @@ impl Registry {
         self.workers.all_serving()
     }
 
+    /// A VDI's worker, dead or alive. No I/O.
+    #[must_use]
+    pub fn entry(&self, vdi: &VdiId) -> Option<Entry> {
+        self.workers.entry(vdi)
+    }
+
     /// All workers, dead or alive. No I/O.
     #[must_use]
     pub fn all_workers(&self) -> Vec<Entry> {
         self.workers.all()
+    }
+
+    /// A VBD is gone for good.
+    pub fn forget(&self, vbd: VbdId) {
+        self.launcher.journals.remove(vbd);
     }
 
     /// Who uses a VDI.
@@ -302,6 +314,22 @@ impl Registry {
         allow_leak: bool,
     ) -> Result<(), StorageError> {
         self.ask(vdi, |reply| Command::DestroyDatapath { dp, allow_leak, reply }).await
+    }
+
+    /// Has another worker serve a VDI whose own died, if it is still active.
+    ///
+    /// # Errors
+    /// The image or the worker fails.
+    pub(super) async fn revive(self: &Arc<Self>, vdi: &VdiId) -> Result<(), StorageError> {
+        self.ask(vdi, |reply| Command::Revive { reply }).await
+    }
+
+    /// Worker.upgrade: has a worker of the installed program serve a VDI, under its guests.
+    ///
+    /// # Errors
+    /// No worker serves it; the new one fails.
+    pub async fn upgrade(self: &Arc<Self>, vdi: &VdiId) -> Result<(), StorageError> {
+        self.ask(vdi, |reply| Command::Upgrade { reply }).await
     }
 
     /// Does what is owed for a VDI.

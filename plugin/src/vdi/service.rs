@@ -20,7 +20,7 @@ use zerotap_rpc_schema::error::number;
 use zerotap_rpc_schema::smapi2::Mode;
 
 /// How long an image's last user may take to let go of it: I/O of a dead worker outlives it.
-const FENCE_DEADLINE: Duration = Duration::from_secs(5);
+pub(super) const FENCE_DEADLINE: Duration = Duration::from_secs(5);
 /// How often it is asked meanwhile whether another host has the VDI active.
 const OWNER_INTERVAL: Duration = Duration::from_millis(200);
 /// How often the fence is tried.
@@ -98,11 +98,20 @@ impl Vdi<'_> {
             let key = self.id.vdi.clone();
             sr.run(move |file| file.own(&key, now())).await?;
         }
-        let started = self.registry.launcher.start(worker, self.id, image);
-        started.await.map_err(|problem| {
+        let launcher = &self.registry.launcher;
+        let failed = |problem: String| {
             let text = format!("cannot activate VDI {}: its worker: {problem}", self.id);
             StorageError::backend(number::WORKER_FAILED, text)
-        })
+        };
+        let started = launcher.start(worker, self.id, image);
+        let started = started.await.map_err(failed)?;
+        match launcher.open_nbd(worker, self.id) {
+            Ok(()) => Ok(started),
+            Err(problem) => {
+                started.stop().await.map_err(failed)?;
+                Err(failed(problem))
+            }
+        }
     }
 
     /// Gives the VDI back to all hosts. What cannot be written now is owed: it is tried again in
@@ -136,7 +145,7 @@ impl Vdi<'_> {
             .settle_without_worker(Some(intent), self.id, worker.as_deref(), Some(deactivated))
             .await
             .map_err(internal)?;
-        self.registry.workers.remove(self.id);
+        self.registry.workers.remove(self.id).await;
         Ok(())
     }
 
@@ -145,7 +154,7 @@ impl Vdi<'_> {
         let Some(row) = self.stop().await? else { return Ok(()) };
         let state = &self.registry.state;
         state.settle_without_worker(None, self.id, Some(&row.id), None).await.map_err(internal)?;
-        self.registry.workers.remove(self.id);
+        self.registry.workers.remove(self.id).await;
         tracing::info!(vdi = %self.id, worker = row.id, "cleared a former worker away");
         Ok(())
     }
@@ -190,7 +199,7 @@ impl Vdi<'_> {
         if fence(&image, FENCE_DEADLINE).await? { Ok(()) } else { Err(self.fenced_off(&image)) }
     }
 
-    fn fenced_off(&self, image: &Image) -> StorageError {
+    pub(super) fn fenced_off(&self, image: &Image) -> StorageError {
         let text = format!(
             "VDI {} is in use: another process has {} locked (lslocks names it), or I/O of a \
              worker that died is still under way. Try again when that is over",
@@ -202,7 +211,7 @@ impl Vdi<'_> {
 }
 
 /// Waits for the image's fence; false when its holder keeps it.
-async fn fence(image: &Image, patience: Duration) -> Result<bool, StorageError> {
+pub(super) async fn fence(image: &Image, patience: Duration) -> Result<bool, StorageError> {
     let deadline = Instant::now() + patience;
     while !image.try_fence()? {
         if Instant::now() >= deadline {

@@ -6,6 +6,7 @@ use super::*;
 use crate::host::Host;
 use crate::sr::Srs;
 use crate::state::{Datapath, Operation, State, WorkerRow, now};
+use crate::worker::journals::Journals;
 use crate::worker::{Launcher, Workers};
 use rustix::fs::FlockOperation;
 use std::fs::File;
@@ -37,6 +38,7 @@ async fn start(dir: &Path) -> Arc<Registry> {
         engine: EngineSetting::Auto,
         dir: dir.join("run"),
         nbd_dir: dir.join("run"),
+        journals: Journals { dir: dir.join("run") },
         host: Host::Sim { dir: dir.into() },
         budget: dir.join("run").join("budget"),
         mapped_pages_max: 0,

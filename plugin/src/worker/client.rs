@@ -17,7 +17,7 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 use zerotap_rpc_schema::worker::{
-    Answer, Ask, LINE_BYTES_MAX, PROTOCOL, QUEUES_MAX, Reply, Request,
+    Answer, Ask, DESCRIPTORS_MAX, LINE_BYTES_MAX, PROTOCOL, PROTOCOL_OLDEST, Reply, Request,
 };
 
 /// Lines that wait to be written; callers beyond wait for room.
@@ -97,18 +97,29 @@ impl Client {
         Ok(Client { lines, waiting, next: Arc::new(AtomicU64::new(1)) })
     }
 
-    /// Says Hello; the answer is all of `Answer::Hello`.
+    /// Says Hello, in the newest protocol that both speak; the answer is all of `Answer::Hello`.
     ///
     /// # Errors
-    /// It speaks another protocol, or not in time.
+    /// It speaks no protocol of ours, or not in time.
     pub async fn hello(&self) -> Result<Answer, WorkerError> {
-        let ask = Ask::Hello { protocol: PROTOCOL };
-        match self.call("hello", ask, Vec::new(), HELLO_DEADLINE).await? {
-            Answer::Hello { protocol, .. } if protocol != PROTOCOL => {
-                Err(WorkerError::Refused(format!("it speaks protocol {protocol}, not {PROTOCOL}")))
+        let mut wanted = PROTOCOL;
+        loop {
+            let ask = Ask::Hello { protocol: wanted };
+            match self.call("hello", ask, Vec::new(), HELLO_DEADLINE).await {
+                Ok(Answer::Hello { protocol, .. })
+                    if !(PROTOCOL_OLDEST..=PROTOCOL).contains(&protocol) =>
+                {
+                    let text = format!(
+                        "it speaks protocol {protocol}, not {PROTOCOL_OLDEST} to {PROTOCOL}"
+                    );
+                    return Err(WorkerError::Refused(text));
+                }
+                Ok(hello @ Answer::Hello { .. }) => return Ok(hello),
+                Ok(_) => return Err(WorkerError::Confused { what: "hello" }),
+                // A worker that is older than we are knows only its own.
+                Err(WorkerError::Refused(_)) if wanted > PROTOCOL_OLDEST => wanted -= 1,
+                Err(error) => return Err(error),
             }
-            hello @ Answer::Hello { .. } => Ok(hello),
-            _ => Err(WorkerError::Confused { what: "hello" }),
         }
     }
 
@@ -215,7 +226,7 @@ async fn write_lines(stream: &UnixStream, mut queue: mpsc::Receiver<Line>) -> io
 }
 
 fn send(stream: &UnixStream, text: &[u8], descriptors: &[OwnedFd]) -> io::Result<usize> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(QUEUES_MAX))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
     if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {

@@ -4,6 +4,7 @@
 //! VDI actors do. The VBD side holds handles too, to connect rings.
 
 pub mod client;
+pub mod journals;
 pub mod process;
 pub mod reconcile;
 pub mod set;
@@ -14,7 +15,6 @@ pub use set::{WorkerNews, Workers};
 pub use spawn::Launcher;
 
 use crate::fault;
-use crate::host::Host;
 use crate::state::WorkerRow;
 use crate::vdi::VdiId;
 use client::{
@@ -25,18 +25,21 @@ use process::Process;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use zerotap_rpc_schema::engine::EngineChoice;
 use zerotap_rpc_schema::worker::{
-    Answer, Ask, Connected, ImageInfo, NbdCounters, RingParameters, TransferRule, VbdCounters,
-    VbdId,
+    Answer, Ask, Connected, ImageInfo, Journaled, NbdCounters, RingParameters, TransferRule,
+    VbdCounters, VbdId,
 };
 
 /// How long a worker may take to end once it has said that it will.
 const EXIT_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the kernel may take to end a process that was killed: it finishes its disk I/O first.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The protocol that journals came with.
+const JOURNALS_SINCE: u32 = 2;
 
 /// What a worker says of itself.
 #[derive(Debug, Clone)]
@@ -62,6 +65,8 @@ pub struct Hello {
     pub transfer: Option<TransferRule>,
     /// By what it does its I/O.
     pub engine: EngineChoice,
+    /// The newest protocol that both speak.
+    pub protocol: u32,
 }
 
 impl Hello {
@@ -81,7 +86,7 @@ impl Hello {
             resizes,
             transfer,
             engine,
-            ..
+            protocol,
         } = client.hello().await?
         else {
             return Err(WorkerError::Confused { what: "hello" });
@@ -97,6 +102,7 @@ impl Hello {
             resizes,
             transfer,
             engine,
+            protocol,
         })
     }
 }
@@ -113,7 +119,9 @@ struct Inner {
     sectors: AtomicU64,
     client: Client,
     process: Arc<Process>,
-    host: Host,
+    launcher: Launcher,
+    /// When it became known.
+    since: Instant,
     /// Set before it is told to end: its end is no accident then.
     stopping: AtomicBool,
     /// How it ended, once it has.
@@ -128,14 +136,25 @@ impl WorkerHandle {
         hello: Hello,
         client: Client,
         process: Process,
-        host: Host,
+        launcher: Launcher,
     ) -> WorkerHandle {
         let process = Arc::new(process);
         let (sender, end) = watch::channel(None);
         let watched = Arc::clone(&process);
         tokio::spawn(async move { sender.send_replace(Some(watched.exited().await)) });
         let (stopping, sectors) = (AtomicBool::new(false), AtomicU64::new(hello.image.sectors));
-        WorkerHandle(Arc::new(Inner { row, hello, sectors, client, process, host, stopping, end }))
+        let since = Instant::now();
+        WorkerHandle(Arc::new(Inner {
+            row,
+            hello,
+            sectors,
+            client,
+            process,
+            launcher,
+            since,
+            stopping,
+            end,
+        }))
     }
 
     /// What it serves.
@@ -166,6 +185,12 @@ impl WorkerHandle {
     #[must_use]
     pub fn version(&self) -> &str {
         &self.0.row.version
+    }
+
+    /// How long it has been known.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        self.0.since.elapsed()
     }
 
     /// Whether the image is open read-only: a VBD that may write must be refused then.
@@ -236,22 +261,38 @@ impl WorkerHandle {
         Ok(Hello::ask(&self.0.client).await?.connected)
     }
 
-    /// Has it serve a VBD. Opens an event channel device for each of its queues.
+    /// Has it serve a VBD. Opens an event channel device and a journal for each of its queues.
     ///
     /// # Errors
-    /// `Refused` when the ring can't be mapped or the port not be bound.
+    /// `Refused` when the ring can't be mapped, the port not be bound, or the journal not be taken
+    /// up.
     pub async fn connect(
         &self,
         vbd: VbdId,
         ring: RingParameters,
         read_only: bool,
         transfer: Option<TransferRule>,
+        how: Journaled,
     ) -> Result<(), WorkerError> {
-        let open = |_| self.0.host.open_events();
-        let events = ring.queues.iter().map(open).collect::<Result<_, _>>();
-        let events = events.map_err(WorkerError::Io)?;
-        let ask = Ask::Connect { vbd, read_only, ring, transfer };
-        self.0.client.done("connect", ask, events, CONNECT_DEADLINE).await
+        let launcher = &self.0.launcher;
+        let open = |_| launcher.host.open_events();
+        let descriptors = ring.queues.iter().map(open).collect::<Result<Vec<_>, _>>();
+        let mut descriptors = descriptors.map_err(WorkerError::Io)?;
+        let journaled = (self.0.hello.protocol >= JOURNALS_SINCE).then_some(how);
+        match (journaled, how) {
+            (Some(how), _) => {
+                let journals = launcher.journals.open(vbd, &ring, how);
+                descriptors.extend(journals.map_err(WorkerError::Io)?);
+            }
+            // What it takes is in no journal, and what is in one is not true any more.
+            (None, Journaled::Begin) => launcher.journals.remove(vbd),
+            (None, Journaled::Resume) => {
+                let text = format!("a worker of version {} knows no journals", self.version());
+                return Err(WorkerError::Refused(text));
+            }
+        }
+        let ask = Ask::Connect { vbd, read_only, ring, transfer, journaled };
+        self.0.client.done("connect", ask, descriptors, CONNECT_DEADLINE).await
     }
 
     /// Has it finish what it took off a ring and let go of the guest.

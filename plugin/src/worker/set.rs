@@ -9,7 +9,7 @@ use crate::worker::WorkerHandle;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 /// News that wait for the VBD side.
 pub const NEWS_QUEUED_MAX: usize = 256;
@@ -30,13 +30,13 @@ pub enum WorkerNews {
         /// To be sent when no ring is served any more.
         done: oneshot::Sender<()>,
     },
-    /// A worker died: its rings are not served.
+    /// A worker died: its rings are not served. Told again when there are other words for it.
     Died {
         /// What it served.
         vdi: VdiId,
         /// Its id.
         worker: String,
-        /// How it ended, for people.
+        /// How it ended and what is done about it, for people.
         text: String,
     },
 }
@@ -52,6 +52,10 @@ pub enum Entry {
         row: WorkerRow,
         /// What is wrong with it, for people.
         why: String,
+        /// Whether another may take its place: it has ended, or nobody is served by it.
+        ended: bool,
+        /// How long it had served, as far as is known.
+        served: Option<Duration>,
     },
 }
 
@@ -80,13 +84,15 @@ impl Entry {
 pub struct Workers {
     entries: Arc<Mutex<BTreeMap<VdiId, Entry>>>,
     news: mpsc::Sender<WorkerNews>,
+    /// Told of each death.
+    deaths: Arc<Notify>,
 }
 
 impl Workers {
     /// None yet; `news` goes to the VBD side.
     #[must_use]
     pub fn new(news: mpsc::Sender<WorkerNews>) -> Workers {
-        Workers { entries: Arc::default(), news }
+        Workers { entries: Arc::default(), news, deaths: Arc::default() }
     }
 
     fn entries(&self) -> MutexGuard<'_, BTreeMap<VdiId, Entry>> {
@@ -143,14 +149,38 @@ impl Workers {
         self.tell(WorkerNews::Ready(worker)).await;
     }
 
-    /// Remembers a worker that can't be used.
-    pub fn mourn(&self, row: WorkerRow, why: String) {
-        self.entries().insert(row.vdi.clone(), Entry::Dead { row, why });
+    /// Remembers a worker that can't be used. `ended`: another may take its place.
+    pub fn mourn(&self, row: WorkerRow, why: String, ended: bool) {
+        let dead = Entry::Dead { row: row.clone(), why, ended, served: None };
+        self.entries().insert(row.vdi, dead);
+        self.deaths.notify_one();
+    }
+
+    /// Tells of a dead worker in other words: what is done about it.
+    pub async fn explain(&self, vdi: &VdiId, words: String) {
+        let worker = match self.entries().get_mut(vdi) {
+            Some(Entry::Dead { row, why, .. }) => {
+                why.clone_from(&words);
+                row.id.clone()
+            }
+            _ => return,
+        };
+        self.tell(WorkerNews::Died { vdi: vdi.clone(), worker, text: words }).await;
+    }
+
+    /// Waits for a death.
+    pub async fn death(&self) {
+        self.deaths.notified().await;
     }
 
     /// Forgets a VDI's worker.
-    pub fn remove(&self, vdi: &VdiId) {
-        self.entries().remove(vdi);
+    pub async fn remove(&self, vdi: &VdiId) {
+        let removed = self.entries().remove(vdi);
+        if let Some(Entry::Dead { row, .. }) = removed {
+            // What was told of it is not true any more.
+            let (vdi, text) = (vdi.clone(), String::new());
+            self.tell(WorkerNews::Died { vdi, worker: row.id, text }).await;
+        }
     }
 
     /// Has the VBD side let go of a worker's rings.
@@ -188,9 +218,13 @@ impl Workers {
                 if !ours {
                     return;
                 }
-                entries.insert(vdi.clone(), Entry::Dead { row, why: text.clone() });
+                let served = Some(worker.age());
+                let (why, ended) = (text.clone(), true);
+                entries.insert(vdi.clone(), Entry::Dead { row, why, ended, served });
             }
+            workers.deaths.notify_one();
             let worker = worker.id().to_string();
+            let text = format!("its worker died ({text}): another is being started");
             workers.tell(WorkerNews::Died { vdi, worker, text }).await;
         });
     }

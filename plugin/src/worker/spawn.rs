@@ -10,6 +10,7 @@ use crate::sr::image::Image;
 use crate::state::{WorkerRow, now};
 use crate::vdi::VdiId;
 use crate::worker::client::Client;
+use crate::worker::journals::Journals;
 use crate::worker::process::Process;
 use crate::worker::{Hello, WorkerHandle};
 use command_fds::{CommandFdExt, FdMapping};
@@ -50,6 +51,8 @@ pub struct Launcher {
     pub dir: PathBuf,
     /// The directory of the NBD sockets.
     pub nbd_dir: PathBuf,
+    /// The journals of the rings.
+    pub journals: Journals,
     /// What they map grants from.
     pub host: Host,
     /// The file that stands for what all of them may map, and how many pages that is.
@@ -110,8 +113,9 @@ impl Launcher {
         self.nbd_dir.join(name.simple().to_string())
     }
 
-    /// Starts a worker on a fenced image and waits until it serves. `image` is only the worker's
-    /// afterwards: its fence lasts as long as the worker does.
+    /// Starts a worker on an image and waits until it says Hello. It does no I/O before it is given
+    /// a ring or, with [`Launcher::open_nbd`], NBD clients: until then the image need not be
+    /// fenced. The fence lasts as long as the worker does, unless a copy of `image` is kept.
     ///
     /// # Errors
     /// What failed, for people; nothing runs and no socket is left then.
@@ -120,9 +124,30 @@ impl Launcher {
         let started = self.start_at(&socket, id, vdi, image).await;
         if started.is_err() {
             remove_socket(&socket);
-            remove_socket(&self.nbd_socket(vdi));
+            remove_socket(&self.hidden_nbd_socket(id));
         }
         started
+    }
+
+    /// Where a worker listens for NBD clients that do not find it yet.
+    fn hidden_nbd_socket(&self, id: &str) -> PathBuf {
+        self.dir.join(format!("{id}.nbd"))
+    }
+
+    /// Lets NBD clients of the VDI find the worker of this id, and no other.
+    ///
+    /// # Errors
+    /// A text for people.
+    pub fn open_nbd(&self, id: &str, vdi: &VdiId) -> Result<(), String> {
+        let socket = self.nbd_socket(vdi);
+        std::fs::rename(self.hidden_nbd_socket(id), &socket)
+            .map_err(|error| format!("{}: {error}", socket.display()))
+    }
+
+    /// Removes what a worker of this id, which has ended, left of itself.
+    pub fn sweep(&self, id: &str) {
+        remove_socket(&self.socket(id));
+        remove_socket(&self.hidden_nbd_socket(id));
     }
 
     async fn start_at(
@@ -136,9 +161,7 @@ impl Launcher {
         let grants = self.host.open_grants()?;
         let listener = listen(socket).map_err(|e| format!("{}: {e}", socket.display()))?;
         fault::point!("a worker's socket is made");
-        let nbd = self.nbd_socket(vdi);
-        // Left by a worker that was killed. Whoever has the image's fence has the socket too.
-        remove_socket(&nbd);
+        let nbd = self.hidden_nbd_socket(id);
         let nbd = listen(&nbd).map_err(|e| format!("{}: {e}", nbd.display()))?;
         let budget = open_budget(&self.budget, self.mapped_pages_max / LEASE_PAGES);
         let budget = budget.map_err(|e| format!("{}: {e}", self.budget.display()))?;
@@ -175,7 +198,7 @@ impl Launcher {
             read_only,
             since: now(),
         };
-        Ok(WorkerHandle::new(row, hello, client, process, self.host.clone()))
+        Ok(WorkerHandle::new(row, hello, client, process, self.clone()))
     }
 
     /// What a worker is told of its image.

@@ -6,7 +6,7 @@
 use super::Port;
 use crate::xenstore::Client;
 use anyhow::{Context as _, ensure};
-use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, ftruncate, open};
+use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags, fallocate, flock, ftruncate, open};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use zerotap_datapath::ring::shared::SharedMapping;
@@ -24,6 +24,8 @@ pub struct Domain {
     domid: u16,
     memory: SharedMapping,
     table: SharedMapping,
+    /// Where back ends count their mappings.
+    uses: Vec<(OwnedFd, SharedMapping)>,
     free_frames: Vec<u32>,
     free_grefs: Vec<u32>,
     next_port: u32,
@@ -46,6 +48,12 @@ impl Domain {
         let table_bytes = u64::from(sim::GRANTS_MAX) * sim::GRANT_BYTES as u64;
         let memory = file(&dir.join(sim::memory_name(domid)), memory_bytes)?;
         let table = file(&dir.join(sim::grants_name(domid)), table_bytes)?;
+        let uses = (0..sim::HOLDERS_MAX).map(|holder| {
+            let file = file(&dir.join(sim::uses_name(domid, holder)), sim::USES_BYTES as u64)?;
+            let counts = SharedMapping::map(&file, 0, sim::USES_BYTES, false)?;
+            Ok((file, counts))
+        });
+        let uses = uses.collect::<anyhow::Result<_>>()?;
         let order: Vec<u32> = match scattered {
             true => {
                 (0..frames).rev().filter(|n| n % 2 == 1).chain((0..frames).step_by(2)).collect()
@@ -58,6 +66,7 @@ impl Domain {
             domid,
             memory: SharedMapping::map(&memory, 0, usize::try_from(memory_bytes)?, true)?,
             table: SharedMapping::map(&table, 0, usize::try_from(table_bytes)?, true)?,
+            uses,
             free_frames: order,
             free_grefs: (FIRST_GREF..sim::GRANTS_MAX).rev().collect(),
             next_port: 1,
@@ -128,10 +137,19 @@ impl Domain {
         self.table.store(gref as usize * sim::GRANT_BYTES, 0);
     }
 
-    /// How often the back end maps a grant now.
+    /// How often back ends map a grant now. A dead one's mappings have gone with it.
     #[must_use]
     pub fn uses(&self, gref: u32) -> u32 {
-        self.table.load(gref as usize * sim::GRANT_BYTES + 8)
+        let count = |(file, counts): &(OwnedFd, SharedMapping)| {
+            let count = counts.load(gref as usize * 4);
+            if count > 0 && flock(file, FlockOperation::NonBlockingLockShared).is_ok() {
+                // Nobody counts there any more.
+                let _ = flock(file, FlockOperation::Unlock);
+                return 0;
+            }
+            count
+        };
+        self.uses.iter().map(count).sum()
     }
 
     /// How many mappings the back end has of all grants together.
@@ -152,7 +170,10 @@ impl Domain {
 
 impl Drop for Domain {
     fn drop(&mut self) {
-        for name in [sim::memory_name(self.domid), sim::grants_name(self.domid)] {
+        let uses = (0..sim::HOLDERS_MAX).map(|holder| sim::uses_name(self.domid, holder));
+        for name in
+            [sim::memory_name(self.domid), sim::grants_name(self.domid)].into_iter().chain(uses)
+        {
             // The directory may be gone with the host.
             let _ = std::fs::remove_file(self.dir.join(name));
         }

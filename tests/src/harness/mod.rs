@@ -37,8 +37,8 @@ pub struct Host {
     state: PathBuf,
     /// On a disk, for images.
     data: TempDir,
-    /// In memory, for guests.
-    _memory: TempDir,
+    /// In memory, for guests and the daemon's run directory.
+    memory: TempDir,
 }
 
 impl Host {
@@ -72,7 +72,7 @@ impl Host {
         let sim = SimHost::start(memory.path())?;
         let config = data.path().join("zerotap.toml");
         let state = state.map_or_else(|| data.path().join("state.db"), Path::to_owned);
-        let mut host = Host { daemon: None, sim, config, state, data, _memory: memory };
+        let mut host = Host { daemon: None, sim, config, state, data, memory };
         host.write_boot_id("first")?;
         let boot_id = host.data.path().join("boot_id");
         let mut text = String::new();
@@ -104,7 +104,7 @@ impl Host {
     /// The daemon's run directory.
     #[must_use]
     pub fn run_dir(&self) -> PathBuf {
-        self.data.path().join("run")
+        self.memory.path().join("run")
     }
 
     /// The daemon's state database.

@@ -7,6 +7,7 @@
 use super::super::frontend::Fault;
 use super::super::xenbus::State;
 use super::{Action, Backend, BackendSight, Publication, Ring, Serving, Sight, Worker};
+use zerotap_rpc_schema::worker::Journaled;
 
 const UNKNOWN: &str = "\
     the worker has not told yet which rings it serves: if that lasts, see whether it hangs";
@@ -18,9 +19,9 @@ pub(super) const NO_DOMAIN: &str = "\
 pub(super) const NO_WORKER: &str = "\
     no worker serves the VDI: activate it (VDI.activate3), the guest waits";
 pub(super) const LOST: &str = "\
-    the worker that served this guest's ring is gone, and its requests with it: the guest's disk \
-    stands still until the guest is restarted, or the VBD is unplugged (VBD.unplug with force) \
-    and plugged again";
+    what the former worker had taken of this guest's ring cannot be known: the guest's disk stands \
+    still until the guest is restarted, or the VBD is unplugged (VBD.unplug with force) and \
+    plugged again";
 const GARBAGE: &str = "\
     the guest has written garbage into its state: its driver has to connect anew";
 /// What a ring that the guest broke is reported as.
@@ -119,6 +120,13 @@ impl Backend {
                  (VDI.activate3) or plug the VBD read-only",
             ),
             Serving::Ready(worker) => self.publish(backend, Publication::Offers(worker.clone())),
+            _ => self.no_worker(),
+        }
+    }
+
+    fn no_worker(&self) -> Verdict {
+        match &self.serving {
+            Serving::Nobody(why) if !why.is_empty() => Verdict::trouble(why.clone()),
             _ => Verdict::trouble(NO_WORKER),
         }
     }
@@ -158,26 +166,25 @@ impl Backend {
         }
         let live = sight.frontend_state.as_deref().and_then(State::parse) == Some(State::Connected)
             && matches!(own, State::Connected | State::Closing);
-        let paused = match (&self.ring, &sight.ring) {
-            (Ring::Paused(old), Some(Ok(new))) => old == new,
-            (Ring::Paused(_), None) => true,
-            _ => false,
+        // What a guest that is connected writes into its keys means nothing, as long as we know
+        // its ring. A daemon that came anew does not: a journal knows which ring it is of.
+        let (wanted, how) = match &self.ring {
+            Ring::Paused(ring) if live => (Some(Ok(ring.clone())), Journaled::Begin),
+            Ring::Orphaned(ring) if live => (Some(Ok(ring.clone())), Journaled::Resume),
+            _ if live => (sight.ring.clone(), Journaled::Resume),
+            _ => (sight.ring.clone(), Journaled::Begin),
         };
-        if live && !paused {
-            // Requests that the dead worker had taken would be lost or done twice.
-            return Verdict::trouble(LOST);
-        }
-        let Some(ring) = &sight.ring else { return Verdict::wait() };
+        let Some(wanted) = wanted else { return Verdict::wait() };
         if let Some((refused, text)) = &self.refused
-            && refused == ring
+            && *refused == wanted
         {
             return Verdict::trouble(text.clone());
         }
-        match (&self.serving, ring) {
+        match (&self.serving, wanted) {
             _ if own == State::Initialising && !backend.ready => Verdict::trouble(NOT_READY),
-            (_, Err(fault)) => Verdict { step: Step::Refuse(fault.clone()), trouble: None },
-            (Serving::Ready(_), Ok(ring)) => Verdict::act(Action::Connect(ring.clone())),
-            _ => Verdict::trouble(NO_WORKER),
+            (_, Err(fault)) => Verdict { step: Step::Refuse(fault), trouble: None },
+            (Serving::Ready(_), Ok(ring)) => Verdict::act(Action::Connect(ring, how)),
+            _ => self.no_worker(),
         }
     }
 

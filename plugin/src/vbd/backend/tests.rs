@@ -205,11 +205,20 @@ fn adoption_leaves_a_live_guest_alone() {
     world.worker();
     assert_eq!((world.served.as_ref(), world.connects), (Some(&ring(5)), 1));
     assert_eq!((world.states.len(), world.machine().trouble()), (2, None));
-    // A worker that serves nothing of a guest that believes itself connected.
+    // A worker that serves nothing of a guest that believes itself connected: the journal tells.
     world.machine = Some(Backend::new(false, true));
     world.served = None;
     world.worker();
-    assert_eq!((world.state(), world.connects, world.machine().trouble()), ("4", 1, Some(LOST)));
+    assert_eq!(
+        (world.served.as_ref(), &world.hows[1..]),
+        (Some(&ring(5)), &[Journaled::Resume][..])
+    );
+    // There is none, or of another ring.
+    world.machine = Some(Backend::new(false, true));
+    (world.served, world.journal) = (None, None);
+    world.worker();
+    assert_eq!((world.state(), world.served.is_some(), world.connects), ("4", false, 3));
+    assert!(world.machine().trouble().unwrap().starts_with(LOST));
 }
 
 #[test]
@@ -264,16 +273,43 @@ fn a_guest_is_told_of_an_image_that_has_grown() {
 }
 
 #[test]
-fn a_dead_worker_is_told_and_never_papered_over() {
+fn a_dead_worker_is_told_and_the_next_takes_its_ring_up() {
     let mut world = World::connected();
     world.worker_dies();
-    assert_eq!((world.state(), world.machine().trouble()), ("4", Some(LOST)));
+    assert_eq!((world.state(), world.machine().trouble()), ("4", Some(NO_WORKER)));
+    world.tell(Event::WorkerDied("it died: another is started in 3 s".to_owned()));
+    assert_eq!(world.machine().trouble(), Some("it died: another is started in 3 s"));
+    // What it writes into its keys meanwhile means nothing.
+    world.keys = Ok(ring(77));
     world.worker();
-    assert_eq!((world.connects, world.machine().trouble()), (1, Some(LOST)));
-    // The guest starts again: all is well.
+    assert_eq!((world.served.as_ref(), world.machine().trouble()), (Some(&ring(5)), None));
+    assert_eq!(world.hows, [Journaled::Begin, Journaled::Resume]);
+    assert_eq!(world.states.len(), 2, "the guest is told nothing");
+    // It dies while it takes the ring up, and so on.
+    world.worker_dies();
+    world.meet_worker();
+    world.worker_alive = false;
+    assert!(matches!(world.pending[..], [Action::Connect(..)]));
+    world.pending.clear();
+    world.tell(Event::WorkerDied(String::new()));
+    world.tell(Event::Connected(Err(ConnectError::Again)));
+    world.worker();
+    assert_eq!((world.served.as_ref(), world.machine().trouble()), (Some(&ring(5)), None));
+    assert_eq!((world.hows.len(), world.complaint.as_str()), (3, ""));
+}
+
+#[test]
+fn a_guest_that_starts_again_needs_no_journal() {
+    let mut world = World::connected();
+    world.worker_dies();
+    world.journal = None;
+    world.worker();
+    assert!(world.machine().trouble().unwrap().starts_with(LOST));
+    assert_eq!(world.complaint, "", "it is not the guest's fault");
     world.guest("1");
     world.guest("3");
-    assert_eq!((world.state(), world.connects, world.machine().trouble()), ("4", 2, None));
+    assert_eq!((world.state(), world.served.is_some()), ("4", true));
+    assert_eq!((world.hows.last(), world.machine().trouble()), (Some(&Journaled::Begin), None));
 }
 
 #[test]
@@ -287,6 +323,7 @@ fn a_worker_that_leaves_is_followed_by_another_on_the_same_ring() {
     world.worker();
     assert_eq!((world.served.as_ref(), world.connects), (Some(&ring(5)), 2));
     assert_eq!((world.states.len(), world.machine().trouble()), (2, None));
+    assert_eq!(world.hows, [Journaled::Begin; 2], "all was answered");
 }
 
 #[test]

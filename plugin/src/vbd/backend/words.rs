@@ -2,7 +2,7 @@
 
 use super::super::frontend::Fault;
 use super::super::xenbus::State;
-use zerotap_rpc_schema::worker::{ImageInfo, RingParameters, TransferRule};
+use zerotap_rpc_schema::worker::{ImageInfo, Journaled, RingParameters, TransferRule};
 
 /// Both directories of the device, as they are now.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -58,12 +58,13 @@ pub enum Event {
     Seen(Sight),
     /// A worker is ready.
     WorkerReady(Worker),
-    /// The worker died and its rings are lost; or there is none.
-    WorkerDied,
+    /// The worker died, or there is none; why, and what is done about it, for people. May come
+    /// again with other words.
+    WorkerDied(String),
     /// The worker is about to be ended; it must let go of its rings first.
     WorkerLeaves,
     /// The answer to [`Action::Connect`].
-    Connected(Result<(), String>),
+    Connected(Result<(), ConnectError>),
     /// The answer to [`Action::Disconnect`]: the worker holds nothing of the guest any more.
     Disconnected {
         /// Whether it answered all that it had taken: false when it died.
@@ -75,6 +76,15 @@ pub enum Event {
     RingBroken,
     /// The operator wants the device gone, whatever the guest thinks.
     Forced,
+}
+
+/// Why a ring was not connected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ConnectError {
+    /// The worker said no, and why.
+    Refused(String),
+    /// It died meanwhile, or has let go again: another try may do better.
+    Again,
 }
 
 /// Why a publication failed.
@@ -89,8 +99,9 @@ pub enum PublishError {
 /// What to do. Each is answered by an event, but for the last three.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Have the worker serve the ring.
-    Connect(RingParameters),
+    /// Have the worker serve the ring, of which nothing was taken yet, or of which an earlier
+    /// worker may have taken requests.
+    Connect(RingParameters, Journaled),
     /// Have the worker finish and let go of the ring.
     Disconnect,
     /// Write into the backend's directory, provided that `state` still is `from`.

@@ -118,6 +118,11 @@ impl Stage {
         eventually(&format!("state {state}"), reached).await;
     }
 
+    async fn worker_died(&self, why: &str) {
+        let (worker, why) = ("w1".to_owned(), why.to_owned());
+        self.news.send(News::Died { worker, vdi: vdi(), why }).await.unwrap();
+    }
+
     async fn vbd(&self) -> Option<Vbd> {
         self.vbds.list().await.unwrap().into_iter().find(|vbd| vbd.devid == DEVID)
     }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::watch;
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::worker::{
-    Connected, Counters, ImageInfo, RingParameters, TransferRule, VbdCounters, VbdId,
+    Connected, Counters, ImageInfo, Journaled, RingParameters, TransferRule, VbdCounters, VbdId,
 };
 
 #[derive(Debug)]
@@ -18,6 +18,7 @@ pub(super) struct PretendedDisk {
     id: String,
     vdi: VdiId,
     pub(super) read_only: bool,
+    pub(super) journaled: bool,
     rings: Mutex<BTreeMap<VbdId, (RingParameters, bool)>>,
     calls: Mutex<Vec<String>>,
     refuse: Mutex<Option<String>>,
@@ -29,10 +30,20 @@ pub(super) struct PretendedDisk {
 
 impl PretendedDisk {
     pub(super) fn new(id: &str, vdi: VdiId) -> Arc<Self> {
+        Self::with(id, vdi, false)
+    }
+
+    /// One that finds a journal of every ring.
+    pub(super) fn journaled(id: &str, vdi: VdiId) -> Arc<Self> {
+        Self::with(id, vdi, true)
+    }
+
+    fn with(id: &str, vdi: VdiId, journaled: bool) -> Arc<Self> {
         Arc::new(PretendedDisk {
             id: id.to_owned(),
             vdi,
             read_only: false,
+            journaled,
             rings: Mutex::default(),
             calls: Mutex::default(),
             refuse: Mutex::default(),
@@ -132,6 +143,7 @@ impl Disk for PretendedDisk {
         ring: RingParameters,
         read_only: bool,
         _transfer: Option<TransferRule>,
+        how: Journaled,
     ) -> Answer<'_, ()> {
         Box::pin(async move {
             tokio::time::sleep(std::time::Duration::from_millis(1)).await;
@@ -139,6 +151,9 @@ impl Disk for PretendedDisk {
             self.calls.lock().unwrap().push(format!("connect {vbd} {}", ring.queues[0].port));
             if let Some(text) = self.refuse.lock().unwrap().clone() {
                 return Err(WorkerError::Refused(text));
+            }
+            if how == Journaled::Resume && !self.journaled {
+                return Err(WorkerError::Refused("there is no journal".to_owned()));
             }
             let before = self.rings.lock().unwrap().insert(vbd, (ring, read_only));
             assert!(before.is_none(), "a ring is connected over another");
@@ -200,4 +215,6 @@ impl Disks for PretendedDisks {
     ) -> Pin<Box<dyn Future<Output = Result<Vec<String>, StorageError>> + Send + 'a>> {
         Box::pin(async { Ok(vec!["vbd/5/xvda".to_owned()]) })
     }
+
+    fn forget(&self, _vbd: VbdId) {}
 }

@@ -242,7 +242,7 @@ async fn a_vdi_is_deactivated_under_a_guest_and_activated_again() {
     stage.trouble("activate it").await;
     stage.disks.remove(&vdi());
     stage.disk.die();
-    stage.news.send(News::Died { worker: "w1".to_owned(), vdi: vdi() }).await.unwrap();
+    stage.worker_died("").await;
     let next = PretendedDisk::new("w2", vdi());
     stage.disks.add(&next);
     stage.news.send(News::Ready(next.clone())).await.unwrap();
@@ -252,22 +252,38 @@ async fn a_vdi_is_deactivated_under_a_guest_and_activated_again() {
 }
 
 #[tokio::test]
-async fn a_worker_that_dies_is_told_of_until_the_guest_starts_again() {
+async fn a_worker_that_dies_is_told_of_and_the_next_takes_up_where_it_was() {
     let stage = Stage::connected().await;
     stage.disk.die();
-    stage.news.send(News::Died { worker: "w1".to_owned(), vdi: vdi() }).await.unwrap();
-    stage.trouble("stands still").await;
+    stage.worker_died("its worker died: another is being started").await;
+    stage.trouble("being started").await;
+    stage.worker_died("its worker died: another is started in 3 s").await;
+    stage.trouble("in 3 s").await;
+    let next = PretendedDisk::journaled("w2", vdi());
+    stage.disks.add(&next);
+    stage.news.send(News::Ready(next.clone())).await.unwrap();
+    eventually("served again", || next.ring(ID).is_some()).await;
+    stage.no_trouble().await;
+    assert_eq!(stage.backend("state").as_deref(), Some("4"));
+}
+
+#[tokio::test]
+async fn what_is_in_no_journal_is_told_of_until_the_guest_starts_again() {
+    let stage = Stage::connected().await;
+    stage.disk.die();
+    stage.worker_died("").await;
+    stage.trouble("no worker").await;
     let next = PretendedDisk::new("w2", vdi());
     stage.disks.add(&next);
     stage.news.send(News::Ready(next.clone())).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    assert!(next.calls().is_empty() && !stage.vbds.trouble().is_empty());
+    stage.trouble("stands still").await;
     assert_eq!(stage.backend("state").as_deref(), Some("4"));
+    assert!(next.ring(ID).is_none());
     stage.guest("1");
     stage.backend_reaches("2").await;
     stage.guest_connects(11).await;
     stage.no_trouble().await;
-    assert_eq!(next.calls(), ["connect 5/51712 11"]);
+    assert_eq!(next.ring(ID).unwrap().0.queues[0].port, 11);
 }
 
 #[tokio::test]

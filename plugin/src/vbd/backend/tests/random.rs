@@ -62,7 +62,7 @@ impl World {
             }
             Move::WorkerDies => {
                 (self.worker_alive, self.served) = (false, None);
-                self.tell(Event::WorkerDied);
+                self.tell(Event::WorkerDied(String::new()));
             }
             Move::WorkerLeaves => self.tell(Event::WorkerLeaves),
             Move::Broken => self.tell(Event::RingBroken),

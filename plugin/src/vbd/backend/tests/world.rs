@@ -18,12 +18,15 @@ pub(super) struct World {
     pub(super) complaint: String,
     pub(super) ended: bool,
     pub(super) connects: u32,
+    pub(super) hows: Vec<Journaled>,
+    /// The ring that there is a journal of.
+    pub(super) journal: Option<RingParameters>,
     pub(super) states: Vec<String>,
 }
 
 /// A machine that knows that there is no worker.
 pub(super) fn fresh(read_only: bool, ours: bool) -> Backend {
-    let (machine, actions) = Backend::new(read_only, ours).step(Event::WorkerDied);
+    let (machine, actions) = Backend::new(read_only, ours).step(Event::WorkerDied(String::new()));
     assert_eq!(actions, []);
     machine
 }
@@ -48,6 +51,8 @@ impl World {
             complaint: String::new(),
             ended: false,
             connects: 0,
+            hows: Vec::new(),
+            journal: None,
             states: Vec::new(),
         }
     }
@@ -75,14 +80,14 @@ impl World {
         let pending = |wanted: fn(&Action) -> bool| self.pending.iter().any(wanted);
         assert!(!self.ended, "{action:?} after the end");
         match action {
-            Action::Connect(_) => {
+            Action::Connect(..) => {
                 assert!(self.served.is_none(), "a ring is connected over another");
-                assert!(!pending(|a| matches!(a, Action::Connect(_) | Action::Disconnect)));
+                assert!(!pending(|a| matches!(a, Action::Connect(..) | Action::Disconnect)));
                 let offline = self.machine().sight().unwrap().backend.is_none();
                 assert!(!offline, "a ring is connected for a device that is gone");
             }
             Action::Disconnect => {
-                assert!(!pending(|a| matches!(a, Action::Connect(_) | Action::Disconnect)));
+                assert!(!pending(|a| matches!(a, Action::Connect(..) | Action::Disconnect)));
             }
             Action::Publish { from, what } => {
                 assert!(!pending(|a| matches!(a, Action::Publish { .. })));
@@ -116,11 +121,17 @@ impl World {
             return;
         }
         match self.pending.remove(0) {
-            Action::Connect(ring) => {
+            Action::Connect(ring, how) => {
                 self.connects += 1;
-                let well = well && self.worker_alive;
+                self.hows.push(how);
+                let known = how == Journaled::Begin || self.journal.as_ref() == Some(&ring);
+                let well = well && self.worker_alive && known;
+                if well {
+                    self.journal = Some(ring.clone());
+                }
                 self.served = well.then_some(ring);
-                let outcome = if well { Ok(()) } else { Err("no such grant".to_owned()) };
+                let refused = ConnectError::Refused("no such grant".to_owned());
+                let outcome = if well { Ok(()) } else { Err(refused) };
                 self.tell(Event::Connected(outcome));
             }
             Action::Disconnect => {
@@ -179,7 +190,7 @@ impl World {
 
     pub(super) fn worker_dies(&mut self) {
         (self.worker_alive, self.served) = (false, None);
-        self.tell(Event::WorkerDied);
+        self.tell(Event::WorkerDied(String::new()));
         self.settle();
     }
 

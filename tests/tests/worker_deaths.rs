@@ -1,0 +1,208 @@
+//! kill -9 of workers under verified I/O: their guests see a pause, no error, and every byte.
+//!
+//! `ZEROTAP_KILLS` kills so many workers in the long scenario; without it, a few.
+
+use serde_json::json;
+use std::time::{Duration, Instant};
+use zerotap_tests::blkfront::Options;
+use zerotap_tests::harness::{Disk, Host, eventually};
+use zerotap_tests::simguest::{Expect, Guest, Running};
+use zerotap_tests::workload::Plan;
+use zerotap_tests::workload::random::Random;
+
+const MIB: i64 = 1 << 20;
+const DOMID: u16 = 5;
+const SOON: Duration = Duration::from_secs(60);
+const KILLS: u64 = 20;
+
+fn kills() -> u64 {
+    std::env::var("ZEROTAP_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(KILLS)
+}
+
+fn boot(host: &Host, disk: &Disk, options: Options) -> Running {
+    let plan = Plan { bytes_max: 256 * 1024, ..Plan::default() };
+    let guest = Guest { options, plan, ..Guest::new(disk.domid) };
+    let running = Running::start(host.sim().dir(), guest, Expect::Fresh).unwrap();
+    disk.plug(&host.rpc()).unwrap();
+    running.progresses(50, SOON).unwrap();
+    running
+}
+
+/// Ends the guest, and compares every byte on the image with what it was told.
+fn finish(host: &Host, disk: &Disk, running: Running) {
+    let rpc = host.rpc();
+    let mut ended = running.stop().unwrap();
+    assert_eq!(ended.report.errors, 0);
+    assert!(ended.report.flushes > 0 && ended.report.write_bytes > 0);
+    disk.unplug(&rpc, false).unwrap();
+    let image = disk.vdi.image().unwrap();
+    disk.deactivate(&rpc).unwrap();
+    ended.model.check_image(&image).unwrap();
+    disk.detach(&rpc).unwrap();
+    disk.vdi.destroy(&rpc).unwrap();
+    assert_eq!(rpc.raw("Worker.list", &json!({})).unwrap(), json!([]));
+    let left = |dir| std::fs::read_dir(host.run_dir().join(dir)).unwrap().count();
+    assert_eq!([left("worker"), left("nbd")], [0, 0], "sockets");
+    eventually("journals go with their device", || Ok((left("journal") == 0).then_some(())))
+        .unwrap();
+}
+
+/// Any moment will do: waits in nobody's step.
+fn spin(time: Duration) {
+    let until = Instant::now() + time;
+    while Instant::now() < until {
+        std::thread::sleep(Duration::from_micros(50));
+    }
+}
+
+fn serving(host: &Host, disk: &Disk) -> u32 {
+    eventually("a worker serves", || Ok(disk.worker(&host.rpc()).ok())).unwrap().pid
+}
+
+/// Kills workers at random moments, now and then the next one while it takes up what there is.
+fn kill_often(host: &Host, disk: &Disk, running: &Running, kills: u64) {
+    let mut random = Random::new(kills);
+    let mut killed = 0;
+    while killed < kills {
+        // Longer than what counts as dying at once.
+        spin(Duration::from_micros(1_000_000 + random.below(100_000)));
+        for _ in 0..=random.below(4) / 3 {
+            serving(host, disk);
+            disk.kill_worker(&host.rpc()).unwrap();
+            killed += 1;
+        }
+        running.progresses(1, SOON).unwrap_or_else(|e| panic!("after kill {killed}: {e:#}"));
+    }
+    running.progresses(200, SOON).unwrap();
+    let stat = disk.stat(&host.rpc()).unwrap();
+    assert_eq!((stat.vbd.state.as_str(), stat.vbd.trouble), ("connected", None));
+    assert!(!host.log().contains("panicked"), "{}", host.log());
+}
+
+fn guest_survives(options: Options, kills: u64) {
+    let host = Host::start().unwrap();
+    let disk = host.serve(DOMID, 32 * MIB).unwrap();
+    let running = boot(&host, &disk, options);
+    kill_often(&host, &disk, &running, kills);
+    finish(&host, &disk, running);
+}
+
+#[test]
+fn a_guest_with_persistent_grants_survives_its_workers() {
+    guest_survives(Options::default(), kills());
+}
+
+#[test]
+fn a_guest_without_persistent_grants_survives_its_workers() {
+    guest_survives(Options { persistent: false, ..Options::default() }, kills());
+}
+
+#[test]
+fn a_guest_with_many_queues_and_large_rings_survives_its_workers() {
+    guest_survives(Options { queues: 4, ring_order: 2, ..Options::default() }, kills() / 2);
+}
+
+#[test]
+fn a_guest_survives_daemon_and_worker_together() {
+    let mut host = Host::start().unwrap();
+    let disk = host.serve(DOMID, 32 * MIB).unwrap();
+    let running = boot(&host, &disk, Options::default());
+    for round in 0..5 {
+        let worker = disk.worker(&host.rpc()).unwrap().pid;
+        if round % 2 == 0 {
+            disk.kill_worker(&host.rpc()).unwrap();
+            host.kill_daemon().unwrap();
+        } else {
+            host.kill_daemon().unwrap();
+            let pid = rustix::process::Pid::from_raw(i32::try_from(worker).unwrap()).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        }
+        host.start_daemon().unwrap();
+        assert_ne!(serving(&host, &disk), worker);
+        running.progresses(100, SOON).unwrap();
+    }
+    finish(&host, &disk, running);
+}
+
+#[test]
+fn the_daemon_dies_while_it_replaces_a_worker() {
+    let mut host = Host::start().unwrap();
+    let disk = host.serve(DOMID, 32 * MIB).unwrap();
+    let running = boot(&host, &disk, Options::default());
+    let mut random = Random::new(3);
+    for _ in 0..8 {
+        disk.kill_worker(&host.rpc()).unwrap();
+        spin(Duration::from_micros(random.below(60_000)));
+        host.kill_daemon().unwrap();
+        host.start_daemon().unwrap();
+        serving(&host, &disk);
+        running.progresses(20, SOON).unwrap();
+        let workers = host.rpc().raw("Worker.list", &json!({})).unwrap();
+        assert_eq!(workers.as_array().unwrap().len(), 1, "{workers}");
+    }
+    finish(&host, &disk, running);
+}
+
+#[test]
+fn a_worker_that_dies_at_once_is_tried_ever_more_seldom_and_people_are_told() {
+    let host = Host::start().unwrap();
+    let rpc = host.rpc();
+    let disk = host.serve(DOMID, 32 * MIB).unwrap();
+    let running = boot(&host, &disk, Options::default());
+    // Its image is gone: no worker can start.
+    let image = disk.vdi.image().unwrap();
+    let hidden = image.with_extension("hidden");
+    std::fs::rename(&image, &hidden).unwrap();
+    disk.kill_worker(&rpc).unwrap();
+    let told = |words: &[&str]| {
+        eventually("people are told", || {
+            let vbd = host.rpc().raw("VBD.list", &json!({}))?[0]["trouble"].to_string();
+            let status = host.rpc().raw("Host.status", &json!({}))?["trouble"].to_string();
+            let all = words.iter().all(|word| vbd.contains(word) && status.contains(word));
+            Ok(all.then_some(()))
+        })
+        .unwrap();
+    };
+    told(&["signal 9", "no other could be started", "has vanished", "tried again in 0.8 s"]);
+    std::fs::rename(&hidden, &image).unwrap();
+    running.progresses(100, SOON).expect("it is tried again, and the guest goes on");
+    eventually("all is well", || {
+        let status = rpc.raw("Host.status", &json!({}))?;
+        Ok((status["trouble"] == json!([])).then_some(()))
+    })
+    .unwrap();
+    // Workers that start and die at once: ever longer pauses.
+    let mut last = serving(&host, &disk);
+    for _ in 0..4 {
+        disk.kill_worker(&rpc).unwrap();
+        let next = serving(&host, &disk);
+        assert_ne!(next, last);
+        last = next;
+    }
+    disk.kill_worker(&rpc).unwrap();
+    told(&["died at once", "times in a row", "is started in"]);
+    running.progresses(100, SOON).unwrap();
+    finish(&host, &disk, running);
+}
+
+#[test]
+fn a_vdi_whose_worker_died_is_deactivated_and_its_guest_waits() {
+    let host = Host::start().unwrap();
+    let rpc = host.rpc();
+    let disk = host.serve(DOMID, 32 * MIB).unwrap();
+    let running = boot(&host, &disk, Options::default());
+    let image = disk.vdi.image().unwrap();
+    std::fs::rename(&image, image.with_extension("hidden")).unwrap();
+    disk.kill_worker(&rpc).unwrap();
+    disk.deactivate(&rpc).unwrap();
+    eventually("nothing is owed", || {
+        let vbd = rpc.raw("VBD.list", &json!({}))?[0]["trouble"].to_string();
+        Ok(vbd.contains("activate it").then_some(()))
+    })
+    .unwrap();
+    assert_eq!(rpc.raw("Worker.list", &json!({})).unwrap(), json!([]));
+    std::fs::rename(image.with_extension("hidden"), &image).unwrap();
+    disk.activate(&rpc).unwrap();
+    running.progresses(100, SOON).expect("the next activation takes the ring up");
+    finish(&host, &disk, running);
+}
