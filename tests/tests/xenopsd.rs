@@ -14,7 +14,7 @@ const MIB: i64 = 1 << 20;
 const DEVID: u32 = 51712;
 
 /// A storage call for the disk.
-fn call(host: &Host, method: &str, disk: &Disk, more: Value) -> Value {
+fn call(host: &Host, method: &str, disk: &Disk, more: &Value) -> Value {
     let mut params = json!({"dbg": "VM.start", "sr": disk.vdi.sr, "vdi": disk.vdi.vdi});
     params.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     host.rpc().raw(method, &params).unwrap()
@@ -27,7 +27,7 @@ fn of_dp(disk: &Disk) -> Value {
 fn attach(host: &Host, disk: &Disk) -> Value {
     let mut params = of_dp(disk);
     params["read_write"] = json!(true);
-    call(host, "VDI.attach3", disk, params)
+    call(host, "VDI.attach3", disk, &params)
 }
 
 fn disk(vdi: &Vdi, domid: u16) -> Disk {
@@ -114,7 +114,7 @@ fn take_away(host: &Host, disk: &Disk, backend: &str) {
 
 fn destroy_dp(host: &Host, disk: &Disk, vm: &str) {
     let more = json!({"dp": disk.dp, "vm": vm, "allow_leak": false});
-    assert_eq!(call(host, "DP.destroy2", disk, more), Value::Null);
+    assert_eq!(call(host, "DP.destroy2", disk, &more), Value::Null);
 }
 
 fn state(host: &Host, disk: &Disk) -> VdiState {
@@ -128,10 +128,10 @@ fn a_vm_starts_reboots_and_is_shut_down() {
     let mut expect = Expect::Fresh;
     for domid in [5, 6] {
         let disk = disk(&vdi, domid);
-        call(&host, "VDI.epoch_begin", &disk, json!({"vm": "5", "persistent": true}));
+        call(&host, "VDI.epoch_begin", &disk, &json!({"vm": "5", "persistent": true}));
         let answer = attach(&host, &disk);
-        call(&host, "VDI.activate3", &disk, of_dp(&disk));
-        assert_eq!(call(&host, "DP.attach_info", &disk, of_dp(&disk)), answer, "final at attach");
+        call(&host, "VDI.activate3", &disk, &of_dp(&disk));
+        assert_eq!(call(&host, "DP.attach_info", &disk, &of_dp(&disk)), answer, "final at attach");
         let (backend, ended) = run(&host, &disk, &answer, expect);
         take_away(&host, &disk, &backend);
         destroy(host.sim().dir(), domid).unwrap();
@@ -139,7 +139,7 @@ fn a_vm_starts_reboots_and_is_shut_down() {
         for vm in ["", "5"] {
             destroy_dp(&host, &disk, vm);
         }
-        call(&host, "VDI.epoch_end", &disk, json!({"vm": "5"}));
+        call(&host, "VDI.epoch_end", &disk, &json!({"vm": "5"}));
         assert_eq!(state(&host, &disk), VdiState::Detached);
         expect = Expect::Known(ended.model);
     }
@@ -157,7 +157,7 @@ fn a_datapath_is_destroyed_in_any_state_it_is_in() {
     destroy_dp(&host, &disk, "5");
     assert_eq!(state(&host, &disk), VdiState::Detached);
     attach(&host, &disk);
-    call(&host, "VDI.activate3", &disk, of_dp(&disk));
+    call(&host, "VDI.activate3", &disk, &of_dp(&disk));
     disk.kill_worker(&host.rpc()).unwrap();
     destroy_dp(&host, &disk, "5");
     assert_eq!(state(&host, &disk), VdiState::Detached);
@@ -175,11 +175,11 @@ fn a_vm_migrates_to_a_host_that_sees_the_same_sr() {
     destination.rpc().raw("SR.attach", &config).unwrap();
     let (old, new) = (disk(&vdi, 5), disk(&vdi, 9));
     let answer = attach(&source, &old);
-    call(&source, "VDI.activate3", &old, of_dp(&old));
+    call(&source, "VDI.activate3", &old, &of_dp(&old));
     let (backend, ended) = run(&source, &old, &answer, Expect::Fresh);
     let arrived = attach(&destination, &new);
-    call(&source, "VDI.deactivate", &old, of_dp(&old));
-    call(&destination, "VDI.activate3", &new, of_dp(&new));
+    call(&source, "VDI.deactivate", &old, &of_dp(&old));
+    call(&destination, "VDI.activate3", &new, &of_dp(&new));
     assert_eq!(state(&source, &old), VdiState::Attached(Mode::ReadWrite));
     let (there, mut ended) = run(&destination, &new, &arrived, Expect::Known(ended.model));
     take_away(&source, &old, &backend);
