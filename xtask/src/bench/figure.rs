@@ -52,6 +52,18 @@ pub(crate) const XEN_CPU_QD32: Target =
     target("xen randread 4k QD32 dom0 CPU", "us/IO", BLKBACK, Bound::AtMost(2.0));
 pub(crate) const XEN_CPU_QD1: Target =
     target("xen randread 4k QD1 dom0 CPU", "us/IO", BLKBACK, Bound::AtMost(3.0));
+pub(crate) const XEN_CPU_128K: Target =
+    target("xen read 128k QD8 dom0 CPU", "us/IO", BLKBACK, Bound::AtMost(1.3));
+pub(crate) const XEN_CPU_1M: Target =
+    target("xen read 1m QD4 dom0 CPU", "us/IO", BLKBACK, Bound::AtMost(1.3));
+pub(crate) const XEN_WRITE_4K: Target =
+    target("xen randwrite 4k QD32", "IOPS", BLKBACK, Bound::AtLeast(0.95));
+pub(crate) const XEN_CPU_WRITE_4K: Target =
+    target("xen randwrite 4k QD32 dom0 CPU", "us/IO", BLKBACK, Bound::AtMost(1.3));
+pub(crate) const XEN_WRITE_128K: Target =
+    target("xen write 128k QD8", "MiB/s", BLKBACK, Bound::AtLeast(1.0));
+pub(crate) const XEN_CPU_WRITE_128K: Target =
+    target("xen write 128k QD8 dom0 CPU", "us/IO", BLKBACK, Bound::AtMost(1.3));
 pub(crate) const NBD_4K: Target = target("nbd read 4k QD32", "IOPS", QEMU_NBD, Bound::AtLeast(2.0));
 pub(crate) const NBD_COPY: Target =
     target("nbdcopy of the whole disk", "MiB/s", QEMU_NBD, Bound::AtLeast(1.0));

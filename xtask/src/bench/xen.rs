@@ -6,7 +6,8 @@ use anyhow::{Context, Result, ensure};
 
 use super::PAIRS;
 use super::figure::{
-    Figure, Target, XEN_1M, XEN_4K_QD1, XEN_4K_QD32, XEN_128K, XEN_CPU_QD1, XEN_CPU_QD32,
+    Figure, Target, XEN_1M, XEN_4K_QD1, XEN_4K_QD32, XEN_128K, XEN_CPU_1M, XEN_CPU_128K,
+    XEN_CPU_QD1, XEN_CPU_QD32, XEN_CPU_WRITE_4K, XEN_CPU_WRITE_128K, XEN_WRITE_4K, XEN_WRITE_128K,
 };
 use crate::xen::{Backend, Boot, Guest, Outcome};
 
@@ -22,15 +23,25 @@ struct Job {
     name: &'static str,
     speed: &'static Target,
     value: fn(&Run) -> f64,
-    cpu: Option<&'static Target>,
+    cpu: &'static Target,
 }
 
 const JOBS: &[Job] = &[
-    Job { name: "4k-qd32", speed: &XEN_4K_QD32, value: |run| run.iops, cpu: Some(&XEN_CPU_QD32) },
-    Job { name: "4k-qd1", speed: &XEN_4K_QD1, value: |run| run.iops, cpu: Some(&XEN_CPU_QD1) },
-    Job { name: "128k-qd8", speed: &XEN_128K, value: |run| run.mib, cpu: None },
-    Job { name: "1m-qd4", speed: &XEN_1M, value: |run| run.mib, cpu: None },
+    iops("4k-qd32", &XEN_4K_QD32, &XEN_CPU_QD32),
+    iops("4k-qd1", &XEN_4K_QD1, &XEN_CPU_QD1),
+    iops("w4k-qd32", &XEN_WRITE_4K, &XEN_CPU_WRITE_4K),
+    mib("128k-qd8", &XEN_128K, &XEN_CPU_128K),
+    mib("w128k-qd8", &XEN_WRITE_128K, &XEN_CPU_WRITE_128K),
+    mib("1m-qd4", &XEN_1M, &XEN_CPU_1M),
 ];
+
+const fn iops(name: &'static str, speed: &'static Target, cpu: &'static Target) -> Job {
+    Job { name, speed, value: |run| run.iops, cpu }
+}
+
+const fn mib(name: &'static str, speed: &'static Target, cpu: &'static Target) -> Job {
+    Job { name, speed, value: |run| run.mib, cpu }
+}
 
 /// One run of one job on one disk.
 #[derive(Debug)]
@@ -46,7 +57,11 @@ pub(crate) fn measure() -> Result<Vec<Figure>> {
     let boot = Boot {
         guest: Guest::Pv,
         backend: Backend::Zerotap,
-        dom0_script: format!("ROUNDS={PAIRS}\n{}", include_str!("../../xen/bench/bench.dom0.sh")),
+        dom0_script: format!(
+            "ROUNDS={PAIRS} JOBS={}\n{}",
+            JOBS.len(),
+            include_str!("../../xen/bench/bench.dom0.sh")
+        ),
         guest_script: format!(
             "ROUNDS={PAIRS} SECONDS_EACH={RUN_SECONDS}\n{}",
             include_str!("../../xen/bench/bench.guest.sh")
@@ -61,9 +76,7 @@ pub(crate) fn measure() -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     for job in JOBS {
         figures.push(Figure::from_pairs(job.speed, &pairs(&runs, job.name, job.value)));
-        if let Some(cpu) = job.cpu {
-            figures.push(Figure::from_pairs(cpu, &pairs(&runs, job.name, |run| run.cpu_us)));
-        }
+        figures.push(Figure::from_pairs(job.cpu, &pairs(&runs, job.name, |run| run.cpu_us)));
     }
     Ok(figures)
 }

@@ -20,7 +20,7 @@ use="--domid $id --device xvdb"
 zerotap vdi attach $vdi $use && zerotap vdi activate $vdi $use &&
   zerotap vbd plug $use --vdi $vdi || exit 1
 
-runs=$((ROUNDS * 4 * 2))
+runs=$((ROUNDS * JOBS * 2))
 on_change "$(guest_note from-guest-ready)" &
 ready=$!
 guest_start
