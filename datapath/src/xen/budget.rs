@@ -146,7 +146,8 @@ mod tests {
 
     /// A worker's part of a host's `leases`.
     fn worker(path: &std::path::Path, leases: u64) -> Arc<Budget> {
-        let options = std::fs::File::options().read(true).write(true).create(true).open(path);
+        let options =
+            std::fs::File::options().read(true).write(true).create(true).truncate(false).open(path);
         let file = options.unwrap();
         file.set_len(leases).unwrap();
         Arc::new(Budget::new(file.into()).unwrap())
