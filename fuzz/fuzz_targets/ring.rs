@@ -7,7 +7,6 @@ use zerotap_datapath::ring::abi::Abi;
 use zerotap_datapath::ring::back::BackRing;
 use zerotap_datapath::ring::shared::{PAGE_BYTES, SharedMapping};
 use zerotap_datapath::ring::token::Token;
-use zerotap_datapath::ring::token::Token;
 
 /// A step of either end.
 #[derive(Arbitrary, Debug)]

@@ -15,7 +15,7 @@ pub const GROWTH_KIB_MAX: u64 = 16 * 1024;
 pub struct Footprint {
     /// Open descriptors.
     pub descriptors: usize,
-    /// Threads.
+    /// Threads, the kernel's own left out.
     pub threads: usize,
     /// Resident memory that is not shared, KiB: a guest's pages are not ours.
     pub anonymous_kib: u64,
@@ -27,13 +27,17 @@ impl Footprint {
     /// # Errors
     /// When it does not.
     pub fn of(pid: u32) -> anyhow::Result<Footprint> {
-        let count = |what: &str| -> anyhow::Result<usize> {
-            Ok(std::fs::read_dir(format!("/proc/{pid}/{what}"))?.count())
+        let list = |what: &str| std::fs::read_dir(format!("/proc/{pid}/{what}"));
+        // io_uring's helpers in the kernel come and go as it likes.
+        let is_own = |task: &std::fs::DirEntry| {
+            std::fs::read_to_string(task.path().join("comm"))
+                .is_ok_and(|name| !name.starts_with("iou-"))
         };
+        let threads = list("task")?.flatten().filter(is_own).count();
         let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
         let line = status.lines().find(|line| line.starts_with("RssAnon:")).context("RssAnon")?;
         let anonymous_kib = line.split_whitespace().nth(1).context("a number")?.parse()?;
-        Ok(Footprint { descriptors: count("fd")?, threads: count("task")?, anonymous_kib })
+        Ok(Footprint { descriptors: list("fd")?.count(), threads, anonymous_kib })
     }
 
     /// Says what `self` has that `before` had not.
