@@ -9,7 +9,7 @@ use zerotap_datapath::ring::abi::{
 };
 use zerotap_datapath::ring::shared::SharedMapping;
 use zerotap_datapath::xen::sim;
-use zerotap_rpc_schema::worker::{Answer, Ask, QueueParameters, RingParameters, VbdId};
+use zerotap_rpc_schema::worker::{Answer, Ask, PROTOCOL, QueueParameters, RingParameters, VbdId};
 use zerotap_tests::bare_worker::Control;
 use zerotap_tests::blkfront::Options;
 use zerotap_tests::blkfront::request::{encode_direct, encode_indirect, encode_segment};
@@ -294,7 +294,9 @@ fn a_control_client_that_misbehaves_is_hung_up_on() {
     // Somewhere on the way to a megabyte without a newline it is hung up on.
     let sent = (0..32).map(|_| endless.send(&piece, &[])).find(Result::is_err);
     assert!(sent.is_some() || endless.answer().unwrap().is_none());
-    let wrong = siege.worker.control().unwrap().ask(Ask::Hello { protocol: 999 }).unwrap();
+    let wrong = siege.worker.control().unwrap().ask(Ask::Hello { protocol: 0 }).unwrap();
     assert!(matches!(wrong, Answer::Error { .. }), "{wrong:?}");
+    let newer = siege.worker.control().unwrap().ask(Ask::Hello { protocol: 999 }).unwrap();
+    assert!(matches!(newer, Answer::Hello { protocol: PROTOCOL, .. }), "{newer:?}");
     siege.lift().unwrap();
 }

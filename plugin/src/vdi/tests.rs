@@ -40,7 +40,7 @@ async fn start(dir: &Path) -> Arc<Registry> {
         nbd_dir: dir.join("run"),
         journals: Journals { dir: dir.join("run") },
         host: Host::Sim { dir: dir.into() },
-        budget: dir.join("run").join("budget"),
+        budget: dir.join("budget"),
         mapped_pages_max: 0,
         transfer: TransferRule::Auto,
     };

@@ -53,8 +53,8 @@ pub(crate) const READ_ONLY: [&str; 21] = [
 ];
 
 /// Methods that need more than a disk on one host: a snapshot, another host, a guest's epoch.
-pub(crate) const OF_MORE_THAN_A_DISK: [&str; 4] =
-    ["VDI.revert", "VDI.unlock", "VDI.epoch_begin", "VDI.epoch_end"];
+pub(crate) const OF_MORE_THAN_A_DISK: [&str; 5] =
+    ["VDI.revert", "VDI.unlock", "VDI.epoch_begin", "VDI.epoch_end", "Worker.upgrade"];
 
 macro_rules! operation {
     ($method:literal, $before:ident, $params:expr, $holds:expr) => {
