@@ -2,6 +2,10 @@
 //!
 //! Never touches anything but the file it reads. Called by `daemon::serve` once.
 
+mod tcp;
+
+pub use tcp::Tcp;
+
 use crate::host::Host;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
@@ -23,6 +27,8 @@ const DEFAULT_LOG: &str = "info,xenstore_rs=error";
 const DEFAULT_BOOT_ID_FILE: &str = "/proc/sys/kernel/random/boot_id";
 /// XAPI's, which knows the host's uuid.
 const DEFAULT_INVENTORY_FILE: &str = "/etc/xensource-inventory";
+/// Where tapdisk's are.
+const DEFAULT_STATISTICS_DIR: &str = "/dev/shm";
 /// message-switch's, as XAPI's packages have it.
 const DEFAULT_SWITCH_SOCKET: &str = "/var/run/message-switch/sock";
 /// Where xapi-storage-script looks for executables.
@@ -78,6 +84,7 @@ struct File {
     backend_kind: Option<String>,
     boot_id_file: Option<PathBuf>,
     inventory_file: Option<PathBuf>,
+    legacy_statistics_dir: Option<PathBuf>,
     overcommit: Option<bool>,
     transfer: Option<TransferRule>,
     mapped_pages_max: Option<u64>,
@@ -86,6 +93,8 @@ struct File {
     log_json: Option<bool>,
     #[serde(default)]
     message_switch: SwitchTable,
+    #[serde(default)]
+    tcp: tcp::TcpTable,
 }
 
 /// `[message_switch]`.
@@ -142,6 +151,8 @@ pub struct Config {
     pub boot_id_file: PathBuf,
     /// Where XAPI has the host's uuid. Without that file a made-up one is kept in the database.
     pub inventory_file: PathBuf,
+    /// Where tapdisk's statistics files are written; nowhere when absent.
+    pub legacy_statistics_dir: Option<PathBuf>,
     /// Whether a VDI may be larger than the SR's free space.
     pub overcommit: bool,
     /// How guests' pages are reached, unless an SR, a VDI or a VBD has a rule of its own.
@@ -156,6 +167,8 @@ pub struct Config {
     pub log_json: bool,
     /// message-switch's socket, when the queue shall be served.
     pub message_switch: Option<PathBuf>,
+    /// Where and for whom to listen on the network.
+    pub tcp: Option<Tcp>,
 }
 
 impl Config {
@@ -170,6 +183,9 @@ impl Config {
             None => File::default(),
         };
         let sim_dir = args.sim_dir.or(file.sim_dir);
+        let inventory_file = file.inventory_file.unwrap_or_else(|| DEFAULT_INVENTORY_FILE.into());
+        // Only XAPI's tools read them.
+        let xapi = inventory_file.exists().then(|| DEFAULT_STATISTICS_DIR.into());
         let host = host(args.host.or(file.host).unwrap_or_default(), sim_dir)?;
         Ok(Config {
             run_dir: absolute(args.run_dir.or(file.run_dir), DEFAULT_RUN_DIR)?,
@@ -184,7 +200,8 @@ impl Config {
             engine: file.engine.unwrap_or_default(),
             backend_kind: file.backend_kind.unwrap_or_else(|| DEFAULT_BACKEND_KIND.into()),
             boot_id_file: file.boot_id_file.unwrap_or_else(|| DEFAULT_BOOT_ID_FILE.into()),
-            inventory_file: file.inventory_file.unwrap_or_else(|| DEFAULT_INVENTORY_FILE.into()),
+            inventory_file,
+            legacy_statistics_dir: file.legacy_statistics_dir.or(xapi),
             overcommit: file.overcommit.unwrap_or(false),
             transfer: file.transfer.unwrap_or_default(),
             mapped_pages_max: file.mapped_pages_max.unwrap_or(DEFAULT_MAPPED_PAGES_MAX),
@@ -192,6 +209,7 @@ impl Config {
             log: file.log.unwrap_or_else(|| DEFAULT_LOG.into()),
             log_json: file.log_json.unwrap_or(false),
             message_switch: file.message_switch.socket()?,
+            tcp: file.tcp.checked()?,
         })
     }
 
@@ -341,7 +359,18 @@ mod tests {
     fn the_packaged_file_shows_the_defaults() {
         let dir = tempfile::tempdir().expect("a directory");
         toml::from_str::<File>(&packaged().join("\n")).expect("the packaged file");
-        let examples = ["sim_dir", "socket_user", "socket_group", "worker_program"];
+        let examples = [
+            "sim_dir",
+            "socket_user",
+            "socket_group",
+            "worker_program",
+            "legacy_statistics_dir",
+            "listen",
+            "certificate",
+            "key ",
+            "token_file",
+            "hosts",
+        ];
         let example = |line: &&str| examples.iter().any(|key| line.starts_with(key));
         let settings: Vec<_> = packaged().into_iter().filter(|line| !example(line)).collect();
         let shown = Config::load(args(dir.path(), &settings.join("\n"))).expect("settings");

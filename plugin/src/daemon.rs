@@ -5,9 +5,14 @@
 
 use crate::config::Config;
 pub use crate::config::ServeArgs;
+use crate::events::Events;
 use crate::host::{Host, installation_uuid};
 use crate::message_switch::MessageSwitch;
+use crate::metrics::calls::CallCounts;
+use crate::metrics::legacy;
+use crate::metrics::look::Watched;
 use crate::rpc::listen::Door;
+use crate::rpc::tcp::TcpDoor;
 use crate::rpc::{Core, methods};
 use crate::sr::Srs;
 use crate::state::{State, now};
@@ -52,6 +57,10 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
     let _alone_here = lock(&config.run_dir.join("lock"))?;
     let _alone_there = lock(&config.state.with_added_extension("lock"))?;
     let door = Door::open(&config).await?;
+    let network = match config.tcp.clone() {
+        Some(tcp) => Some(TcpDoor::open(tcp).await?),
+        None => None,
+    };
     let boot_id = std::fs::read_to_string(&config.boot_id_file)
         .with_context(|| format!("cannot read {}", config.boot_id_file.display()))?;
     let boot_id = boot_id.trim().to_string();
@@ -62,7 +71,8 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
     if void.srs + void.datapaths + void.workers + void.intents > 0 {
         tracing::warn!(?void, "the host has booted since: what was in use then is void");
     }
-    let srs = Arc::new(Srs::restore(state.clone(), config.overcommit).await?);
+    let events = Events::default();
+    let srs = Arc::new(Srs::restore(state.clone(), config.overcommit, events.clone()).await?);
     let (news, received) = mpsc::channel(NEWS_QUEUED_MAX);
     let launcher = Launcher {
         program: config.worker_program.clone(),
@@ -83,7 +93,7 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
     let registry = Registry::new(
         state.clone(),
         Arc::clone(&srs),
-        Workers::new(news),
+        Workers::new(news, events.clone()),
         launcher,
         config.backend_kind.clone(),
     );
@@ -91,7 +101,8 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
     let chores = tokio::spawn(chores::run(Arc::clone(&registry)));
     let supervisor = tokio::spawn(supervise::run(Arc::clone(&registry)));
     let kinds = vec![config.backend_kind.clone()];
-    let vbds = Vbds::start(VbdConfig { kinds }, Arc::clone(&registry), received);
+    let vbds =
+        Vbds::start(VbdConfig { kinds, events: events.clone() }, Arc::clone(&registry), received);
     let core = Arc::new(Core {
         srs,
         registry: Arc::clone(&registry),
@@ -100,6 +111,9 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
         boot_id,
         engine,
         since: now(),
+        calls: CallCounts::default(),
+        watched: Watched::default(),
+        events,
     });
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -108,7 +122,13 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
     let switch = switch.map(|socket| {
         MessageSwitch::start(socket, methods::calls(Arc::clone(&core)), state.clone())
     });
-    let serving = tokio::spawn(door.serve(methods::all(core), stop));
+    let legacy = config.legacy_statistics_dir.clone();
+    let legacy = legacy.map(|dir| tokio::spawn(legacy::run(Arc::clone(&core), dir)));
+    let remote = match network {
+        Some(door) => tokio::spawn(door.serve(Arc::clone(&core), stop.clone())),
+        None => tokio::spawn(async {}),
+    };
+    let serving = tokio::spawn(door.serve(core, stop));
     let (version, pid) = (env!("CARGO_PKG_VERSION"), std::process::id());
     let socket = config.rpc_socket();
     let (host, uuid, at) = (&config.host, &us.host, socket.display());
@@ -124,10 +144,12 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
     }
     chores.abort();
     supervisor.abort();
+    legacy.iter().for_each(tokio::task::JoinHandle::abort);
     // It fails when nobody serves any more, which is what it is for.
     let _ = calls.stop();
     let finished = async {
         let _ = serving.await;
+        let _ = remote.await;
         calls.stopped().await;
         registry.idle().await;
     };

@@ -5,9 +5,11 @@
 mod cli;
 pub mod config;
 pub mod daemon;
+pub mod events;
 mod fault;
 pub mod host;
 pub mod message_switch;
+pub mod metrics;
 pub mod rpc;
 pub mod script;
 pub mod sr;

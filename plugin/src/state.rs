@@ -18,6 +18,7 @@ mod writer;
 
 pub use boot::Voided;
 pub use handled::Handled;
+pub use writer::Commits;
 
 use crate::vdi::VdiId;
 use anyhow::{Context, Result};
@@ -170,6 +171,12 @@ impl State {
             .await
             .with_context(cannot_open)?;
         Ok(State { readers, writer: Writer::start(connection, options), boot_id: boot_id.into() })
+    }
+
+    /// What was committed since the start.
+    #[must_use]
+    pub fn commits(&self) -> Commits {
+        self.writer.commits()
     }
 
     /// Writes all back into the main file and closes it.

@@ -98,6 +98,10 @@ pub struct VbdStat {
     pub write_latency: Histogram,
     /// Flushes and barriers.
     pub flush_latency: Histogram,
+    /// How old counters and latencies are, milliseconds: the worker did not answer in time.
+    /// 0 when it did.
+    #[serde(default)]
+    pub age_ms: u64,
 }
 
 /// A datapath worker.

@@ -2,6 +2,7 @@
 //!
 //! * [`table`]: the JSON-RPC methods, one row each; server, client and OpenRPC are read off it.
 //! * [`smapi2`], [`admin`]: what they carry. [`error`]: what they answer when they fail.
+//! * [`event`]: changes of state, as they are told to who subscribes.
 //! * [`smapi3`]: SMAPIv3's types and its own table, which the executables follow.
 //! * [`engine`]: how a worker does its I/O.
 //! * [`worker`]: the control protocol between the daemon and a datapath worker.
@@ -10,6 +11,7 @@ pub mod admin;
 mod deadline;
 pub mod engine;
 pub mod error;
+pub mod event;
 pub mod further;
 mod latency;
 pub mod method;

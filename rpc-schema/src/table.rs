@@ -127,6 +127,8 @@ methods! {
     "VBD.list" => VbdList(NoParams) -> Vec<Vbd>;
     /// One VBD: state, ring, counters, latencies, since when, held by whom.
     "VBD.stat" => VbdStatMethod(VbdParams) -> VbdStat;
+    /// Every VBD as VBD.stat tells of it, in bounded time; `age_ms` says how old figures are.
+    "VBD.stat_all" => VbdStatAll(NoParams) -> Vec<VbdStat>;
     /// Give a domain a disk: what a toolstack does, for hosts without XAPI.
     "VBD.plug" => VbdPlug(VbdPlugParams) -> Vbd;
     /// Take the disk away again. Succeeds when there is none.
@@ -139,6 +141,10 @@ methods! {
     "Worker.upgrade" => WorkerUpgrade(VdiParams) -> Worker;
     /// The daemon, its host, and what is degraded.
     "Host.status" => HostStatusMethod(NoParams) -> HostStatus;
+    /// Over a WebSocket: every change of state, a notification Event.changed each.
+    "Event.subscribe" => EventSubscribe(NoParams) -> serde_json::Value;
+    /// End a subscription: its id is the one parameter, by position.
+    "Event.unsubscribe" => EventUnsubscribe(NoParams) -> bool;
     /// This interface as an OpenRPC 1.3 document.
     "rpc.discover" => RpcDiscover(NoParams) -> serde_json::Value;
 }

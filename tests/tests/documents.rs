@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-const DOCUMENTS: [&str; 8] = [
+const DOCUMENTS: [&str; 9] = [
     "README.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "LICENSE.md",
     "docs/architecture.md",
     "docs/dependencies.md",
+    "docs/observability.md",
     "docs/operations.md",
     "docs/performance.md",
 ];
@@ -99,4 +100,35 @@ fn files_that_are_named_exist() {
         );
     }
     assert!(gone.is_empty(), "{gone:?}");
+}
+
+/// The values of every key of this name, however deep.
+fn values_of(json: &serde_json::Value, wanted: &str) -> Vec<String> {
+    match json {
+        serde_json::Value::Object(pairs) => {
+            let own = pairs.get(wanted).and_then(|it| it.as_str()).map(str::to_owned);
+            let below = pairs.values().flat_map(|value| values_of(value, wanted));
+            own.into_iter().chain(below).collect()
+        }
+        serde_json::Value::Array(items) => {
+            items.iter().flat_map(|value| values_of(value, wanted)).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+#[test]
+fn the_dashboard_asks_for_metrics_that_there_are() {
+    let dashboard = read("packaging/grafana-dashboard.json");
+    let dashboard: serde_json::Value = serde_json::from_str(&dashboard).expect("JSON");
+    let text = read("docs/observability.md");
+    let queries = ["expr", "query"].map(|key| values_of(&dashboard, key)).concat();
+    let words = queries.iter().flat_map(|it| it.split(|c: char| !c.is_alphanumeric() && c != '_'));
+    let names: BTreeSet<&str> = words.filter(|word| word.starts_with("zerotap_")).collect();
+    assert!(names.len() > 15, "{names:?}");
+    for name in names {
+        let family = ["_total", "_bucket"].iter().find_map(|end| name.strip_suffix(end));
+        let family = family.unwrap_or(name);
+        assert!(text.contains(&format!("| `{family}` |")), "{name} is not documented");
+    }
 }

@@ -60,6 +60,11 @@ pub(crate) const XFSPROGS: Package = Package {
     program: "mkfs.xfs",
     why: "snapshots of disks in use are tested on a file system that shares extents",
 };
+pub(crate) const PROMETHEUS_CLIENT: Package = Package {
+    name: "python3-prometheus-client",
+    program: "/usr/lib/python3/dist-packages/prometheus_client/openmetrics/parser.py",
+    why: "Prometheus's own parser judges /metrics in tests",
+};
 pub(crate) const RPM: Package = Package {
     name: "rpm",
     program: "rpmbuild",

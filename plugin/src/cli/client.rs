@@ -125,12 +125,16 @@ impl Client {
         }
     }
 
+    /// A connection to the daemon.
+    pub(crate) async fn connect(&self) -> Result<UnixStream, CallError> {
+        let connected = UnixStream::connect(&self.socket).await;
+        connected.map_err(|source| CallError::Connect { socket: self.socket.clone(), source })
+    }
+
     /// Posts the call and reads the body of the answer.
     async fn exchange(&self, method: &str, params: &Value) -> Result<Bytes, CallError> {
         let broken = |problem: String| CallError::Broken { method: method.to_owned(), problem };
-        let stream = UnixStream::connect(&self.socket)
-            .await
-            .map_err(|source| CallError::Connect { socket: self.socket.clone(), source })?;
+        let stream = self.connect().await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| broken(error.to_string()))?;

@@ -17,8 +17,10 @@ mod size;
 mod smapi;
 mod sr;
 mod table;
+mod terminal;
 mod vbd;
 mod vdi;
+mod watch;
 mod worker;
 
 use clap::{Parser, Subcommand};
@@ -90,6 +92,8 @@ enum Command {
     Smapi(smapi::Verb),
     /// The daemon, its host, and what is degraded
     Status,
+    /// Every change of state as it happens, a line each (with --json: an object each)
+    Watch,
     /// A report for people: SRs, datapaths, workers, VBDs, foreign files
     Diagnostics,
     /// Send any JSON-RPC method
@@ -117,6 +121,7 @@ async fn obey(cli: Cli) -> Result<(), Failure> {
         Command::Worker(verb) => worker::run(&verb, &context).await,
         Command::Smapi(verb) => smapi::run(&verb, &context),
         Command::Status => daemon::status(&context).await,
+        Command::Watch => watch::run(&context).await,
         Command::Diagnostics => daemon::diagnostics(&context).await,
         Command::Call(args) => call::run(&args, &context).await,
     }

@@ -58,7 +58,13 @@ pub(crate) fn human(bytes: u64) -> String {
     format!("{:.1} {name}", bytes as f64 / (1u64 << shift) as f64)
 }
 
-/// The same for the signed sizes of SMAPIv2, where a negative one means nothing.
+/// Bytes a second for people: `12.5 MiB/s`.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "rates are positive")]
+pub(crate) fn rate(bytes: f64) -> String {
+    human(bytes as u64) + "/s"
+}
+
+/// The same as [`human`] for the signed sizes of SMAPIv2, where a negative one means nothing.
 pub(crate) fn human_signed(bytes: i64) -> String {
     u64::try_from(bytes).map_or_else(|_| "?".into(), human)
 }

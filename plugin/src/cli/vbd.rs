@@ -1,20 +1,27 @@
 //! `zerotap vbd`: VDIs as domains see them.
 
+mod rates;
 mod show;
+mod top;
 
 use super::client::ANSWER_DELAY_SECONDS_MAX;
-use super::context::{Context, DBG};
+use super::context::{Context, DBG, write};
 use super::failure::Failure;
 use super::locate::{self, Which};
-use super::{duration, table};
+use super::{duration, size, table};
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
+use rates::Rates;
+use std::time::{Duration, Instant};
 use zerotap_rpc_schema::admin::{Vbd, VbdParams, VbdPlugParams, VbdUnplugParams};
-use zerotap_rpc_schema::table::{VbdList, VbdPlug, VbdUnplug};
+use zerotap_rpc_schema::table::{VbdList, VbdPlug, VbdStatAll, VbdUnplug};
 use zerotap_rpc_schema::worker::TransferRule;
 
 /// What the daemon gives a guest to let go when nothing else is said, seconds.
 const UNPLUG_SECONDS: u32 = 30;
+
+/// How long `ls` looks at what each does.
+const LS_INTERVAL: Duration = Duration::from_millis(300);
 
 const PLUG_EXAMPLES: &str = "\
 Example:
@@ -39,8 +46,10 @@ pub(crate) enum Verb {
     Plug(Plug),
     /// Take a disk away from a domain. Succeeds when there is none
     Unplug(Unplug),
-    /// List the VBDs
+    /// List the VBDs: state, since when, held by whom, what they do now
     Ls,
+    /// The disks that do most, live in the terminal; q quits
+    Top(top::Top),
     /// Show a VBD: state, ring, rates, latencies, bytes mapped and copied
     #[command(after_help = SHOW_EXAMPLES)]
     Show(Show),
@@ -102,9 +111,21 @@ pub(crate) async fn run(verb: Verb, context: &Context) -> Result<(), Failure> {
         Verb::Plug(args) => plug(args, context).await,
         Verb::Unplug(args) => unplug(args, context).await,
         Verb::Ls => {
-            let vbds = context.ask::<VbdList>().await?;
-            context.show(&vbds, |vbds| render(vbds, Timestamp::now()))
+            if context.json {
+                let vbds = context.ask::<VbdList>().await?;
+                return context.show(&vbds, |_| String::new());
+            }
+            let before = context.ask::<VbdStatAll>().await?;
+            let began = Instant::now();
+            if before.iter().any(|stat| stat.ring.is_some()) {
+                tokio::time::sleep(LS_INTERVAL).await;
+            }
+            let now = context.ask::<VbdStatAll>().await?;
+            let rates = rates::between(&before, &now, began.elapsed().as_secs_f64());
+            let vbds: Vec<Vbd> = now.into_iter().map(|stat| stat.vbd).collect();
+            write(&render(&vbds, &rates, Timestamp::now()))
         }
+        Verb::Top(args) => top::run(&args, context).await,
         Verb::Show(Show { vbd, interval }) => show::run(&params(vbd), interval, context).await,
     }
 }
@@ -125,7 +146,7 @@ async fn plug(args: Plug, context: &Context) -> Result<(), Failure> {
         transfer: args.transfer,
     };
     let vbd = context.call::<VbdPlug>(&params).await?;
-    context.show(&vbd, |vbd| render(std::slice::from_ref(vbd), Timestamp::now()))
+    context.show(&vbd, |vbd| render(std::slice::from_ref(vbd), &[], Timestamp::now()))
 }
 
 async fn unplug(args: Unplug, context: &Context) -> Result<(), Failure> {
@@ -141,8 +162,8 @@ async fn unplug(args: Unplug, context: &Context) -> Result<(), Failure> {
     context.done()
 }
 
-fn render(vbds: &[Vbd], now: Timestamp) -> String {
-    let row = |vbd: &Vbd| {
+fn render(vbds: &[Vbd], rates: &[Rates], now: Timestamp) -> String {
+    let row = |(n, vbd): (usize, &Vbd)| {
         vec![
             vbd.domid.to_string(),
             vbd.device.clone(),
@@ -150,12 +171,17 @@ fn render(vbds: &[Vbd], now: Timestamp) -> String {
             vbd.frontend_state.clone(),
             vbd.mode.to_string(),
             duration::age_of(&vbd.since, now),
+            rates.get(n).map(doing).unwrap_or_default(),
+            vbd.held_by.join(" "),
             vbd.worker.clone().unwrap_or_default(),
             vbd.vdi.clone().unwrap_or_default(),
         ]
     };
-    let rows: Vec<_> = vbds.iter().map(row).collect();
-    let header = ["DOMID", "DEVICE", "BACKEND", "FRONTEND", "MODE", "SINCE", "WORKER", "VDI"];
+    let rows: Vec<_> = vbds.iter().enumerate().map(row).collect();
+    let header = [
+        "DOMID", "DEVICE", "BACKEND", "FRONTEND", "MODE", "SINCE", "NOW", "HELD BY", "WORKER",
+        "VDI",
+    ];
     let mut text = table::columns(&header, &[0], &rows);
     for vbd in vbds {
         if let Some(trouble) = &vbd.trouble {
@@ -163,6 +189,18 @@ fn render(vbds: &[Vbd], now: Timestamp) -> String {
         }
     }
     text
+}
+
+/// What a disk does, in few words.
+fn doing(rates: &Rates) -> String {
+    match (rates.age_ms, rates.in_flight) {
+        (1.., _) => format!("worker silent for {}", duration::latency(rates.age_ms * 1000)),
+        _ if rates.iops() > 0.0 => {
+            format!("{:.0} IOPS {}", rates.iops(), size::rate(rates.bytes()))
+        }
+        (0, 0) => "idle".to_owned(),
+        (0, waiting) => format!("{waiting} wait for the device"),
+    }
 }
 
 #[cfg(test)]
@@ -192,11 +230,14 @@ pub(crate) mod tests {
     fn trouble_follows_the_table() {
         let troubled = Vbd { trouble: Some("no worker: activate the VDI".into()), ..vbd() };
         let now = "2026-01-01T00:00:07Z".parse().expect("a time");
-        let text = render(&[vbd(), troubled], now);
-        assert!(
-            text.contains("    5  xvda    connected  connected  RW    7s     w1      v\n"),
-            "{text}"
-        );
+        let stat = show::tests::stat();
+        let mut after = stat.clone();
+        after.counters.reads += 40;
+        let rates = rates::between(&[stat], &[after.clone(), after], 2.0);
+        let text = render(&[vbd(), troubled], &rates, now);
+        let wanted = "    5  xvda    connected  connected  RW    7s     20 IOPS 0 B/s  vbd/5/xvda  \
+                      w1      v\n";
+        assert!(text.contains(wanted), "{text}");
         assert!(text.ends_with("\n5/xvda: no worker: activate the VDI\n"), "{text}");
     }
 }

@@ -1,13 +1,17 @@
 //! What operators ask beside SMAPIv2: VBDs, workers, the host, the interface itself.
 
+use crate::metrics::look::{Look, VbdLook};
 use crate::rpc::methods::Table;
 use crate::rpc::{Core, diagnostics};
+use crate::vbd::address::Address;
 use crate::vdi::VdiId;
 use crate::worker::process::rss_kib;
 use crate::worker::set::Entry;
 use futures_util::future::join_all;
-use zerotap_rpc_schema::admin::{HostStatus, Task, VdiUnlockParams, Worker};
+use std::time::Duration;
+use zerotap_rpc_schema::admin::{HostStatus, Task, Vbd, VbdStat, VdiUnlockParams, Worker};
 use zerotap_rpc_schema::smapi2::{Pairs, VdiParams};
+use zerotap_rpc_schema::worker::VbdCounters;
 use zerotap_rpc_schema::{StorageError, openrpc, table};
 
 pub(super) fn add_to(table: &mut Table) {
@@ -35,6 +39,7 @@ pub(super) fn add_to(table: &mut Table) {
     table.add::<table::VbdStatMethod, _, _>(
         |core, params| async move { core.vbds.stat(params).await },
     );
+    table.add::<table::VbdStatAll, _, _>(|core, _| async move { stat_all(&core).await });
     table.add_for_peer::<table::VbdPlug, _, _>(|core, peer, params| async move {
         core.vbds.plug(params, peer.to_string()).await
     });
@@ -82,6 +87,36 @@ async fn tell(entry: Entry) -> Worker {
             Entry::Dead { .. } => None,
         },
     }
+}
+
+async fn stat_all(core: &Core) -> Result<Vec<VbdStat>, StorageError> {
+    let listed = core.vbds.list().await?;
+    let look = Look::take(core).await;
+    let stat = |vbd: Vbd| {
+        let mine = |look: &&VbdLook| {
+            let Address { id, kind, .. } = &look.status.address;
+            (id.domid, id.devid, kind) == (vbd.domid, vbd.devid, &vbd.kind)
+        };
+        let look = look.vbds.iter().find(mine)?;
+        let id = look.status.address.id;
+        let (counters, age) = match &look.counters {
+            Some(told) if told.fresh => (told.value.clone(), Duration::ZERO),
+            Some(told) => (told.value.clone(), told.age),
+            None => (VbdCounters::new(id), Duration::ZERO),
+        };
+        let image = core.registry.worker(&look.status.identity.vdi).map(|worker| worker.image());
+        Some(VbdStat {
+            vbd,
+            ring: look.status.ring.clone(),
+            image,
+            counters: counters.counters,
+            read_latency: counters.read_latency,
+            write_latency: counters.write_latency,
+            flush_latency: counters.flush_latency,
+            age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
+        })
+    };
+    Ok(listed.into_iter().filter_map(stat).collect())
 }
 
 async fn status(core: &Core) -> Result<HostStatus, StorageError> {

@@ -1,17 +1,18 @@
-//! The socket: made, guarded, accepted on; JSON-RPC over HTTP POST and WebSocket, and `GET
-//! /healthz`.
+//! The socket: made, guarded, accepted on; JSON-RPC over HTTP POST and WebSocket, and the pages.
 //!
 //! Knows no method. Everything that a client can make large is bounded here.
 
 use crate::config::Config;
 use crate::rpc::peer::{Allowed, Peer};
+use crate::rpc::serve::{self, Request};
+use crate::rpc::{Core, methods, origin, pages};
 use anyhow::{Context, Result, bail};
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
+use hyper::StatusCode;
 use jsonrpsee::Methods;
 use jsonrpsee::server::{
-    BatchRequestConfig, HttpBody, HttpRequest, HttpResponse, Server, ServerConfig, StopHandle,
-    TowerServiceBuilder, serve_with_graceful_shutdown,
+    BatchRequestConfig, HttpResponse, PingConfig, Server, ServerConfig, ServerConfigBuilder,
+    StopHandle, TowerServiceBuilder,
 };
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -22,14 +23,16 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tower::Service;
 
-/// The longest request, bytes.
-const REQUEST_BYTES_MAX: u32 = 1024 * 1024;
 /// The longest answer, bytes: a scan of the most volumes that an SR may have.
 const RESPONSE_BYTES_MAX: u32 = 64 * 1024 * 1024;
 /// The most calls of one batch.
 const BATCH_CALLS_MAX: u32 = 64;
 /// The most clients at a time.
 const CONNECTIONS_MAX: usize = 128;
+/// The most subscriptions of one connection.
+const SUBSCRIPTIONS_MAX: u32 = 4;
+/// Answers and events that wait for a WebSocket's reader.
+const MESSAGES_QUEUED_MAX: u32 = 64;
 /// How long to wait when no more descriptors are to be had.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Owner and group may connect.
@@ -65,15 +68,9 @@ impl Door {
     }
 
     /// Serves until told to stop; connections then finish what they have begun.
-    pub async fn serve(self, methods: Methods, stop: StopHandle) {
-        let config = ServerConfig::builder()
-            .max_request_body_size(REQUEST_BYTES_MAX)
-            .max_response_body_size(RESPONSE_BYTES_MAX)
-            .max_connections(u32::try_from(CONNECTIONS_MAX).unwrap_or(u32::MAX))
-            .max_subscriptions_per_connection(0)
-            .set_batch_request_config(BatchRequestConfig::Limit(BATCH_CALLS_MAX))
-            .build();
-        let builder = Server::builder().set_config(config).to_service_builder();
+    pub async fn serve(self, core: Arc<Core>, stop: StopHandle) {
+        let builder = Server::builder().set_config(service_config().build());
+        let calls = Calls::new(builder.to_service_builder(), &core, &stop);
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         loop {
             let accepted = tokio::select! {
@@ -93,7 +90,8 @@ impl Door {
                 tracing::warn!(%peer, "turned away: {CONNECTIONS_MAX} clients are connected");
                 continue;
             };
-            let served = serve_one(stream, peer, builder.clone(), methods.clone(), stop.clone());
+            let (core, calls) = (Arc::clone(&core), calls.clone());
+            let served = serve_one(stream, peer, core, calls, stop.clone());
             tokio::spawn(async move {
                 served.await;
                 drop(place);
@@ -133,31 +131,68 @@ async fn clear(path: &Path) -> Result<()> {
 
 type Builder = TowerServiceBuilder<tower::layer::util::Identity, tower::layer::util::Identity>;
 
-fn serve_one(
-    stream: UnixStream,
-    peer: Peer,
+/// The methods, for requests over HTTP. Cheap to clone.
+#[derive(Clone)]
+pub struct Calls {
     builder: Builder,
     methods: Methods,
     stop: StopHandle,
-) -> BoxFuture<'static, ()> {
-    let stop_calls = stop.clone();
-    let service = tower::service_fn(move |mut request: HttpRequest<hyper::body::Incoming>| {
+}
+
+impl Calls {
+    /// All methods of `core`.
+    #[must_use]
+    pub fn new(builder: Builder, core: &Arc<Core>, stop: &StopHandle) -> Calls {
+        Calls { builder, methods: methods::all(Arc::clone(core)), stop: stop.clone() }
+    }
+
+    /// Answers a request: calls, or the way to a WebSocket.
+    pub async fn answer(&self, request: Request) -> HttpResponse {
+        let mut calls = self.builder.clone().build(self.methods.clone(), self.stop.clone());
+        calls.call(request).await.unwrap_or_else(|error| {
+            serve::refuse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
+        })
+    }
+}
+
+/// What holds for calls at both doors.
+#[must_use]
+pub fn service_config() -> ServerConfigBuilder {
+    ServerConfig::builder()
+        .max_request_body_size(serve::REQUEST_BYTES_MAX)
+        .max_response_body_size(RESPONSE_BYTES_MAX)
+        .max_connections(u32::try_from(CONNECTIONS_MAX).unwrap_or(u32::MAX))
+        .max_subscriptions_per_connection(SUBSCRIPTIONS_MAX)
+        .set_message_buffer_capacity(MESSAGES_QUEUED_MAX)
+        .enable_ws_ping(PingConfig::new())
+        .set_batch_request_config(BatchRequestConfig::Limit(BATCH_CALLS_MAX))
+}
+
+async fn serve_one(
+    stream: UnixStream,
+    peer: Peer,
+    core: Arc<Core>,
+    calls: Calls,
+    stop: StopHandle,
+) {
+    let answer = move |mut request: Request| {
+        let (core, calls) = (Arc::clone(&core), calls.clone());
         request.extensions_mut().insert(peer);
-        let mut calls = builder.clone().build(methods.clone(), stop_calls.clone());
         async move {
-            if request.method() == hyper::Method::GET && request.uri().path() == "/healthz" {
-                return Ok(HttpResponse::new(HttpBody::from("ok\n")));
+            if !origin::admits(request.headers()) {
+                let text = "a page that is not ours may not call";
+                return serve::refuse(StatusCode::FORBIDDEN, text.into());
             }
-            calls.call(request).await
+            if request.method() == hyper::Method::GET
+                && let Some(page) = pages::page(core, request.uri().path()).await
+            {
+                return page;
+            }
+            calls.answer(request).await
         }
         .boxed()
-    });
-    // Without the boxes the compiler cannot see that these futures are general enough.
-    serve_with_graceful_shutdown(stream, service, stop.shutdown())
-        .map(move |ended| {
-            if let Err(error) = ended {
-                tracing::debug!(%peer, "connection ended: {error}");
-            }
-        })
-        .boxed()
+    };
+    if let Err(error) = serve::serve(stream, answer, stop).await {
+        tracing::debug!(%peer, "connection ended: {error}");
+    }
 }

@@ -5,6 +5,7 @@
 //! served, no more and no less: a test says so.
 
 use crate::rpc::peer::Peer;
+use crate::rpc::tcp::Remote;
 use crate::rpc::{Core, tolerant};
 use futures_util::future::BoxFuture;
 use jsonrpsee::types::ErrorObjectOwned;
@@ -86,6 +87,7 @@ fn table(core: Arc<Core>) -> Table {
     super::smapi3::add_to(&mut table);
     super::further::add_to(&mut table);
     super::admin::add_to(&mut table);
+    super::events::add_to(&mut table.module);
     table
 }
 
@@ -110,19 +112,29 @@ impl Table {
         let registered = self.module.register_async_method(
             M::NAME,
             move |params, core, extensions| async move {
+                let remote = extensions.get::<Remote>().copied();
+                let from = remote.map(|Remote(from)| tracing::field::display(from));
+                if let Some(remote) = remote {
+                    remote.admit(M::NAME)?;
+                }
                 let peer = extensions.get::<Peer>().copied();
                 let peer = peer.unwrap_or(Peer { uid: u32::MAX, gid: u32::MAX, pid: 0 });
-                let (params, dbg) = parse::<M::Params>(M::NAME, params.as_str())?;
+                let counted = core.calls.begin(M::NAME);
+                let (params, dbg) = match parse::<M::Params>(M::NAME, params.as_str()) {
+                    Ok(parsed) => parsed,
+                    Err(refusal) => return counted.end(Err(refusal)),
+                };
                 let span = tracing::info_span!(
                     "call",
                     method = M::NAME,
                     uid = peer.uid,
                     pid = peer.pid,
+                    from,
                     dbg
                 );
-                in_time(M::NAME, deadline_of(M::NAME), handler(core, peer, params).instrument(span))
-                    .await
-                    .map_err(|error| to_object(&error))
+                let work = handler(Arc::clone(&core), peer, params).instrument(span);
+                let answer = in_time(M::NAME, deadline_of(M::NAME), work).await;
+                counted.end(answer).map_err(|error| to_object(&error))
             },
         );
         registered.expect("a method is added once");
@@ -137,9 +149,12 @@ impl Table {
                 }
             };
             let span = tracing::info_span!("call", method = M::NAME, queue = true, dbg);
-            let work = handler(core, Peer { uid: 0, gid: 0, pid: 0 }, params).instrument(span);
+            let ours = Peer { uid: 0, gid: 0, pid: 0 };
+            let work = handler(Arc::clone(&core), ours, params).instrument(span);
             Box::pin(async move {
-                let output = in_time(M::NAME, deadline_of(M::NAME), work).await?;
+                let counted = core.calls.begin(M::NAME);
+                let output = in_time(M::NAME, deadline_of(M::NAME), work).await;
+                let output = counted.end(output)?;
                 let text = serde_json::to_string(&output);
                 text.map_err(|error| StorageError::Internal(error.to_string()))
             })

@@ -6,16 +6,25 @@
 
 mod admin;
 pub mod diagnostics;
+mod events;
 mod further;
 pub mod listen;
 pub mod methods;
+pub mod origin;
+pub mod pages;
 pub mod peer;
+pub mod rate;
+pub mod serve;
 mod smapi2;
 mod smapi3;
+pub mod tcp;
 mod tolerant;
 
 pub use smapi3::about as about_smapi3;
 
+use crate::events::Events;
+use crate::metrics::calls::CallCounts;
+use crate::metrics::look::Watched;
 use crate::sr::Srs;
 use crate::vbd::Vbds;
 use crate::vdi::Registry;
@@ -40,6 +49,12 @@ pub struct Core {
     pub engine: Result<EngineChoice, String>,
     /// Since when the daemon runs, RFC 3339.
     pub since: String,
+    /// What was called, how often, how long it took.
+    pub calls: CallCounts,
+    /// What workers and SRs told last.
+    pub watched: Watched,
+    /// What changes.
+    pub events: Events,
 }
 
 /// Does work that must not break off halfway when the caller hangs up.

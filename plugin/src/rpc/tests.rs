@@ -10,7 +10,7 @@ use crate::vbd::{VbdConfig, Vbds};
 use crate::worker::journals::Journals;
 use crate::worker::{Launcher, Workers};
 use jsonrpsee::client_transport::ws::{Url, WsTransportClientBuilder};
-use jsonrpsee::core::client::{Client, ClientBuilder, ClientT};
+use jsonrpsee::core::client::{Client, ClientBuilder, ClientT, Subscription, SubscriptionClientT};
 use jsonrpsee::core::params::ObjectParams;
 use jsonrpsee::server::{ServerHandle, stop_channel};
 use serde_json::{Value, json};
@@ -20,6 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use zerotap_rpc_schema::engine::EngineSetting;
+use zerotap_rpc_schema::event::{Change, Event};
 use zerotap_rpc_schema::worker::TransferRule;
 
 const SR: &str = "8a6b0f4e-0d0c-4f0f-9a31-1f6d0b5a2c77";
@@ -27,12 +28,14 @@ const SR: &str = "8a6b0f4e-0d0c-4f0f-9a31-1f6d0b5a2c77";
 struct Served {
     dir: tempfile::TempDir,
     config: Config,
+    core: Arc<Core>,
     _calls: ServerHandle,
 }
 
 async fn core(dir: &Path) -> Arc<Core> {
     let state = State::open(&dir.join("state.db"), "boot").await.expect("a database");
-    let srs = Arc::new(Srs::restore(state.clone(), false).await.expect("readable"));
+    let srs =
+        Arc::new(Srs::restore(state.clone(), false, Events::default()).await.expect("readable"));
     let (news, _) = mpsc::channel(1);
     let host = Host::Sim { dir: dir.into() };
     let launcher = Launcher {
@@ -47,13 +50,19 @@ async fn core(dir: &Path) -> Arc<Core> {
         transfer: TransferRule::Auto,
     };
     let engine = launcher.engine().await;
-    let workers = Workers::new(news);
+    let events = Events::default();
+    let workers = Workers::new(news, events.clone());
     let registry = Registry::new(state, Arc::clone(&srs), workers, launcher, "qdisk".into());
     let text = |text: &str| text.to_string();
     let kinds = vec![text("qdisk")];
-    let vbds = Vbds::start(VbdConfig { kinds }, Arc::clone(&registry), mpsc::channel(1).1);
+    let vbds = Vbds::start(
+        VbdConfig { kinds, events: events.clone() },
+        Arc::clone(&registry),
+        mpsc::channel(1).1,
+    );
     let (host, boot_id, since) = (text("sim"), text("b"), text("s"));
-    Arc::new(Core { srs, registry, vbds, host, boot_id, engine, since })
+    let (calls, watched) = Default::default();
+    Arc::new(Core { srs, registry, vbds, host, boot_id, engine, since, calls, watched, events })
 }
 
 async fn serve() -> Served {
@@ -70,8 +79,9 @@ async fn serve() -> Served {
     .expect("a configuration");
     let door = Door::open(&config).await.expect("a free place");
     let (stop, calls) = stop_channel();
-    tokio::spawn(door.serve(methods::all(core(dir.path()).await), stop));
-    Served { dir, config, _calls: calls }
+    let core = core(dir.path()).await;
+    tokio::spawn(door.serve(Arc::clone(&core), stop));
+    Served { dir, config, core, _calls: calls }
 }
 
 impl Served {
@@ -241,4 +251,33 @@ async fn a_client_that_hangs_up_does_not_break_work_off() {
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
     panic!("the SR was not made");
+}
+
+#[tokio::test]
+async fn a_subscriber_hears_every_event_or_how_many_it_missed() {
+    const TOLD: u64 = 20_000;
+    let served = serve().await;
+    let websocket = served.websocket().await;
+    let (subscribe, unsubscribe) = ("Event.subscribe", "Event.unsubscribe");
+    let subscribed = websocket.subscribe(subscribe, ObjectParams::new(), unsubscribe).await;
+    let mut events: Subscription<Event> = subscribed.expect("a subscription");
+    for n in 0..TOLD {
+        let change = Change::Sr { sr: n.to_string(), state: "attached".into() };
+        served.core.events.tell(change);
+    }
+    let (mut heard, mut missed) = (0, 0);
+    while heard + missed < TOLD {
+        match events.next().await.expect("more").expect("an event").change {
+            Change::Lagged { missed: more } => missed += more,
+            Change::Sr { sr, .. } => {
+                assert_eq!(sr, (heard + missed).to_string(), "in order");
+                heard += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(missed > 0 && heard >= 1024, "heard {heard}, missed {missed}");
+    events.unsubscribe().await.expect("unsubscribed");
+    let (_, body) = served.post(r#"{"jsonrpc":"2.0","id":1,"method":"Event.subscribe"}"#).await;
+    assert!(body.contains("error"), "HTTP carries no events: {body}");
 }

@@ -4,6 +4,7 @@
 //! activated while its SR goes. Called by the RPC handlers (in tasks of their own) and by VDI
 //! actors.
 
+use crate::events::Events;
 use crate::sr::Sr;
 use crate::sr::owner::Identity;
 use crate::state::{Operation, SrRow, State};
@@ -14,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::RwLock;
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::error::number;
+use zerotap_rpc_schema::event::Change;
 use zerotap_rpc_schema::smapi2::{Pairs, VdiState};
 
 /// The most SRs of one host.
@@ -25,6 +27,7 @@ pub struct Srs {
     state: State,
     overcommit: bool,
     us: Identity,
+    events: Events,
     attached: Mutex<BTreeMap<String, (Pairs, Sr)>>,
     locks: Mutex<HashMap<String, Arc<RwLock<()>>>>,
 }
@@ -34,7 +37,7 @@ impl Srs {
     ///
     /// # Errors
     /// The database failed.
-    pub async fn restore(state: State, overcommit: bool) -> Result<Srs> {
+    pub async fn restore(state: State, overcommit: bool, events: Events) -> Result<Srs> {
         let us = state.identity(None).await?;
         let mut attached = BTreeMap::new();
         for row in state.srs().await? {
@@ -45,6 +48,7 @@ impl Srs {
             state,
             overcommit,
             us,
+            events,
             attached: Mutex::new(attached),
             locks: Mutex::new(HashMap::new()),
         })
@@ -161,6 +165,7 @@ impl Srs {
         self.state.attach_sr(&row).await.map_err(internal)?;
         if self.attached().insert(uuid.into(), (config.clone(), sr)).is_none() {
             tracing::info!(sr = uuid, ?config, "SR attached");
+            self.tell(uuid, "attached");
         }
         Ok(())
     }
@@ -208,8 +213,14 @@ impl Srs {
     /// The database failed.
     pub async fn forget(&self, uuid: &str) -> Result<(), StorageError> {
         self.state.detach_sr(uuid).await.map_err(internal)?;
-        self.attached().remove(uuid);
+        if self.attached().remove(uuid).is_some() {
+            self.tell(uuid, "detached");
+        }
         Ok(())
+    }
+
+    fn tell(&self, uuid: &str, state: &str) {
+        self.events.tell(Change::Sr { sr: uuid.into(), state: state.into() });
     }
 
     async fn check_idle(&self, uuid: &str, verb: &str) -> Result<(), StorageError> {

@@ -9,9 +9,11 @@ use anyhow::{Context, Result, anyhow};
 use futures_util::future::BoxFuture;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection, SqliteConnection};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
+use zerotap_rpc_schema::Histogram;
 
 /// The most orders of one commit.
 const ORDERS_MAX: usize = 256;
@@ -27,18 +29,38 @@ enum Order {
     Close(oneshot::Sender<()>),
 }
 
+/// What was committed since the start.
+#[derive(Debug, Clone, Default)]
+pub struct Commits {
+    /// Orders that were carried out, or failed by themselves.
+    pub orders: u64,
+    /// Commits that failed as a whole.
+    pub failed: u64,
+    /// How long each commit took, all of its orders and the disk included.
+    pub duration: Histogram,
+}
+
 /// The writer's desk. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Writer {
     orders: mpsc::Sender<Order>,
+    commits: Arc<Mutex<Commits>>,
 }
 
 impl Writer {
     /// Takes the connection over, which was made with `options`; no other may write.
     pub(super) fn start(connection: SqliteConnection, options: SqliteConnectOptions) -> Writer {
         let (orders, queue) = mpsc::channel(ORDERS_QUEUED_MAX);
-        tokio::spawn(run(Desk { connection: Some(connection), options }, queue));
-        Writer { orders }
+        let commits = Arc::<Mutex<Commits>>::default();
+        let connection = Some(connection);
+        let desk = Desk { connection, options, commits: Arc::clone(&commits) };
+        tokio::spawn(run(desk, queue));
+        Writer { orders, commits }
+    }
+
+    /// What it has committed.
+    pub(super) fn commits(&self) -> Commits {
+        self.commits.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Has `work` done in a transaction; durable when it returns. `lazy`: the commit may wait
@@ -75,9 +97,11 @@ impl Writer {
 
 type Waiting = Vec<(Work, oneshot::Sender<Result<()>>)>;
 
+/// Where it writes, and what is counted of that.
 struct Desk {
     connection: Option<SqliteConnection>,
     options: SqliteConnectOptions,
+    commits: Arc<Mutex<Commits>>,
 }
 
 impl Desk {
@@ -110,7 +134,7 @@ async fn run(mut desk: Desk, mut queue: mpsc::Receiver<Order>) {
         } else if let Ok(order) = timeout_at(due, queue.recv()).await {
             order
         } else {
-            commit(&mut desk, std::mem::take(&mut waiting)).await;
+            desk.commit(std::mem::take(&mut waiting)).await;
             continue;
         };
         let mut next = order;
@@ -130,14 +154,14 @@ async fn run(mut desk: Desk, mut queue: mpsc::Receiver<Order>) {
             match queue.try_recv() {
                 Ok(order) if waiting.len() < ORDERS_MAX => next = Some(order),
                 Ok(order) => {
-                    commit(&mut desk, std::mem::take(&mut waiting)).await;
+                    desk.commit(std::mem::take(&mut waiting)).await;
                     next = Some(order);
                 }
                 Err(_) => break None,
             }
         };
         if hurry || closing.is_some() {
-            commit(&mut desk, std::mem::take(&mut waiting)).await;
+            desk.commit(std::mem::take(&mut waiting)).await;
         }
         if let Some(done) = closing {
             if let Some(connection) = desk.connection
@@ -153,41 +177,52 @@ async fn run(mut desk: Desk, mut queue: mpsc::Receiver<Order>) {
     }
 }
 
-/// Carries all out and tells each how it went, once the disk has it.
-async fn commit(desk: &mut Desk, waiting: Waiting) {
-    if waiting.is_empty() {
-        return;
-    }
-    let (works, callers): (Vec<_>, Vec<_>) = waiting.into_iter().unzip();
-    let mut outcomes = Vec::new();
-    fault::point!("before a commit");
-    let written = async {
-        let mut tx = desk.connection().await?.begin_with("BEGIN IMMEDIATE").await?;
-        for work in works {
-            let mut point = tx.begin().await?;
-            let outcome = work(&mut point).await;
-            if outcome.is_ok() {
-                point.commit().await?;
-            } else {
-                point.rollback().await?;
-            }
-            outcomes.push(outcome);
+impl Desk {
+    /// Carries all out and tells each how it went, once the disk has it.
+    async fn commit(&mut self, waiting: Waiting) {
+        if waiting.is_empty() {
+            return;
         }
-        tx.commit().await
-    };
-    let failed: Option<sqlx::Error> = written.await.err();
-    if failed.is_some() {
-        desk.give_up_connection().await;
-    }
-    fault::point!("after a commit");
-    let mut outcomes = outcomes.into_iter();
-    for done in callers {
-        let outcome = match (outcomes.next(), &failed) {
-            (Some(outcome), None) => outcome,
-            (Some(Err(error)), Some(_)) => Err(error),
-            (_, failed) => Err(anyhow!("cannot commit: {failed:?}")),
+        let began = Instant::now();
+        let (works, callers): (Vec<_>, Vec<_>) = waiting.into_iter().unzip();
+        let mut outcomes = Vec::new();
+        fault::point!("before a commit");
+        let written = async {
+            let mut tx = self.connection().await?.begin_with("BEGIN IMMEDIATE").await?;
+            for work in works {
+                let mut point = tx.begin().await?;
+                let outcome = work(&mut point).await;
+                if outcome.is_ok() {
+                    point.commit().await?;
+                } else {
+                    point.rollback().await?;
+                }
+                outcomes.push(outcome);
+            }
+            tx.commit().await
         };
-        // Its caller may have gone.
-        let _ = done.send(outcome);
+        let failed: Option<sqlx::Error> = written.await.err();
+        if failed.is_some() {
+            self.give_up_connection().await;
+        }
+        fault::point!("after a commit");
+        self.count(callers.len(), failed.is_some(), began);
+        let mut outcomes = outcomes.into_iter();
+        for done in callers {
+            let outcome = match (outcomes.next(), &failed) {
+                (Some(outcome), None) => outcome,
+                (Some(Err(error)), Some(_)) => Err(error),
+                (_, failed) => Err(anyhow!("cannot commit: {failed:?}")),
+            };
+            // Its caller may have gone.
+            let _ = done.send(outcome);
+        }
+    }
+
+    fn count(&self, orders: usize, failed: bool, began: Instant) {
+        let mut commits = self.commits.lock().unwrap_or_else(PoisonError::into_inner);
+        commits.orders += orders as u64;
+        commits.failed += u64::from(failed);
+        commits.duration.record(u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX));
     }
 }

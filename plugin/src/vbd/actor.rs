@@ -12,6 +12,7 @@ use super::pace::Pace;
 use super::publish::{self, Identity, OWN_KIND};
 use super::reading;
 use super::status::Status;
+use crate::events::Events;
 use crate::worker::WorkerError;
 use crate::xenstore::{Batch, Store, StoreError, Watch};
 use std::collections::VecDeque;
@@ -94,6 +95,7 @@ pub struct Actor {
     /// The device is gone: what is left to do is done, then the task ends.
     ending: bool,
     status: watch::Sender<Status>,
+    events: Events,
 }
 
 /// How to reach an actor.
@@ -113,6 +115,7 @@ pub fn start(
     address: Address,
     identity: Identity,
     disk: Option<Arc<dyn Disk>>,
+    events: Events,
     ended: impl FnOnce() + Send + 'static,
 ) -> Hold {
     let (messages, inbox) = mpsc::channel(MESSAGES_MAX);
@@ -135,6 +138,7 @@ pub fn start(
         unread: None,
         ending: false,
         status: sender,
+        events,
     };
     let run = actor.run(inbox, poke.clone(), disk);
     tokio::spawn(async move {
@@ -176,6 +180,9 @@ impl Actor {
         }
         drop(watch);
         self.status.send_modify(|status| status.ended = self.ending);
+        if self.ending {
+            self.events.tell(self.status.borrow().change());
+        }
         self.ending
     }
 
@@ -442,8 +449,13 @@ impl Actor {
     fn tell(&self) {
         let (machine, disk) = (&self.machine, self.disk.as_ref());
         let unread = self.unread.as_deref();
+        let before = self.status.borrow().change();
         self.status
             .send_if_modified(|status| status.update(machine, disk.map(|disk| &**disk), unread));
+        let now = self.status.borrow().change();
+        if now != before {
+            self.events.tell(now);
+        }
     }
 }
 

@@ -21,6 +21,7 @@ mod toolstack;
 pub mod watcher;
 pub mod xenbus;
 
+use crate::events::Events;
 use crate::vdi::Registry;
 use crate::worker::WorkerNews;
 use crate::xenstore::Store;
@@ -39,6 +40,8 @@ const NEWS_MAX: usize = 64;
 pub struct VbdConfig {
     /// Backend kinds to look after, beside our own.
     pub kinds: Vec<String>,
+    /// Where changes are told.
+    pub events: Events,
 }
 
 /// All VBDs of this host. All work is done in tasks of its own: a caller may go at any moment.
@@ -91,6 +94,7 @@ impl Vbds {
             store: store.clone(),
             disks: disks.clone(),
             kinds,
+            events: config.events,
             shared: shared.clone(),
             own: sender,
         };

@@ -56,7 +56,7 @@ impl Vbds {
             })?;
             counters = all.into_iter().find(|counters| counters.vbd == id);
         }
-        let counters = counters.unwrap_or_else(|| nothing_counted(id));
+        let counters = counters.unwrap_or_else(|| VbdCounters::new(id));
         if counters.broken && vbd.trouble.is_none() {
             self.tell(id, Message::Broken).await;
             vbd.trouble = Some(super::backend::BROKEN.to_owned());
@@ -69,6 +69,7 @@ impl Vbds {
             read_latency: counters.read_latency,
             write_latency: counters.write_latency,
             flush_latency: counters.flush_latency,
+            age_ms: 0,
         })
     }
 
@@ -146,7 +147,9 @@ impl Vbds {
         self.settled.get_or_init(|| once).await;
     }
 
-    pub(super) fn statuses(&self) -> Vec<Status> {
+    /// How each VBD is. No I/O.
+    #[must_use]
+    pub fn statuses(&self) -> Vec<Status> {
         self.shared.with(|devices| {
             let all = devices.holds.values().map(|hold| hold.status.borrow().clone());
             all.filter(|status| !status.ended && status.seen).collect()
@@ -176,15 +179,4 @@ pub(super) fn bad_request(text: String) -> StorageError {
 
 fn vbd_name(status: &Status) -> String {
     format!("VBD {} of domain {}", status.device(), status.address.id.domid)
-}
-
-fn nothing_counted(vbd: VbdId) -> VbdCounters {
-    VbdCounters {
-        vbd,
-        broken: false,
-        counters: Default::default(),
-        read_latency: Default::default(),
-        write_latency: Default::default(),
-        flush_latency: Default::default(),
-    }
 }

@@ -8,6 +8,7 @@ use super::publish::Identity;
 use super::xenbus::State;
 use crate::state::now;
 use zerotap_rpc_schema::admin;
+use zerotap_rpc_schema::event::Change;
 use zerotap_rpc_schema::smapi2::Mode;
 use zerotap_rpc_schema::worker::RingParameters;
 
@@ -98,6 +99,23 @@ impl Status {
     #[must_use]
     pub fn device(&self) -> String {
         device::name(self.address.id.devid)
+    }
+
+    /// As it is told to who listens for changes.
+    #[must_use]
+    pub fn change(&self) -> Change {
+        let gone = || "gone".to_owned();
+        let backend = || State::describe(self.backend_state.as_deref());
+        Change::Vbd {
+            domid: self.address.id.domid,
+            device: self.device(),
+            sr: self.identity.vdi.sr.clone(),
+            vdi: self.identity.vdi.vdi.clone(),
+            state: if self.ended { gone() } else { backend() },
+            frontend_state: State::describe(self.frontend_state.as_deref()),
+            worker: self.worker.clone(),
+            trouble: self.trouble.clone(),
+        }
     }
 
     /// For people, with the datapaths that hold the VDI.

@@ -8,6 +8,7 @@ use super::actor::{self, Hold, Message};
 use super::address::{self, Address, Own, Spot};
 use super::disk::{Disks, News};
 use super::reading::{self, Found};
+use crate::events::Events;
 use crate::xenstore::{Store, StoreError, Watch};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -88,6 +89,8 @@ pub struct Watcher {
     pub disks: Arc<dyn Disks>,
     /// The backend kinds that are looked after.
     pub kinds: Vec<String>,
+    /// Where changes are told.
+    pub events: Events,
     /// What it keeps.
     pub shared: Shared,
     /// Told once our own domain is known.
@@ -242,7 +245,8 @@ impl Watcher {
                         pending.devices.insert(again);
                     });
                 };
-                let hold = actor::start(self.store.clone(), address, identity, disk, ended);
+                let (store, events) = (self.store.clone(), self.events.clone());
+                let hold = actor::start(store, address, identity, disk, events, ended);
                 self.shared.with(|devices| devices.holds.insert(key.clone(), hold));
                 None
             }

@@ -4,10 +4,12 @@
 
 use crate::sr::attached::internal;
 use crate::state::{Datapath, Operation, now};
+use crate::vdi::VdiId;
 use crate::vdi::actor::Vdi;
 use crate::vdi::automaton::{self, Move, superstate};
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::error::number;
+use zerotap_rpc_schema::event::Change;
 use zerotap_rpc_schema::smapi2::{Backend, Mode, VdiState};
 
 /// The most uses of one VDI at a time.
@@ -190,6 +192,7 @@ impl Vdi<'_> {
         if !held.iter().any(active) {
             // A worker whose datapath was forgotten (allow_leak).
             self.clear_away().await?;
+            self.registry.workers.forget(self.id).await;
             // An SR that is not attached has no intents either.
             let sr = self.registry.srs.get(&self.id.sr)?;
             let key = self.id.vdi.clone();
@@ -233,6 +236,9 @@ impl Vdi<'_> {
     fn log(&self, held: &Datapath, from: VdiState) {
         let Datapath { dp, domain, state, .. } = held;
         tracing::info!(vdi = %self.id, dp, domain, %from, to = %state, "datapath changed");
+        let (VdiId { sr, vdi }, dp, domain) = (self.id.clone(), dp.clone(), domain.clone());
+        let change = Change::Datapath { sr, vdi, dp, domain, from, to: *state };
+        self.registry.workers.events().tell(change);
     }
 }
 

@@ -6,15 +6,15 @@
 use crate::sr::Srs;
 use crate::sr::attached::internal;
 use crate::sr::record::Record;
-use crate::state::{Datapath, State};
+use crate::state::{Commits, Datapath, State};
 use crate::vdi::VdiId;
 use crate::vdi::actor::{self, Command, Edit, Job, Reply};
 use crate::vdi::automaton::superstate;
 use crate::vdi::tasks::{Task, Tasks};
-use crate::worker::set::Entry;
+use crate::worker::set::{Entry, Lives};
 use crate::worker::{Launcher, WorkerHandle, Workers};
-use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -98,6 +98,18 @@ impl Registry {
     /// A VBD is gone for good.
     pub fn forget(&self, vbd: VbdId) {
         self.launcher.journals.remove(vbd);
+    }
+
+    /// How often each VDI's worker was started and died. No I/O.
+    #[must_use]
+    pub fn lives(&self) -> BTreeMap<VdiId, Lives> {
+        self.workers.lives()
+    }
+
+    /// What the state database was given to write. No I/O.
+    #[must_use]
+    pub fn commits(&self) -> Commits {
+        self.state.commits()
     }
 
     /// Who uses a VDI.

@@ -145,7 +145,7 @@ impl Vdi<'_> {
             .settle_without_worker(Some(intent), self.id, worker.as_deref(), Some(deactivated))
             .await
             .map_err(internal)?;
-        self.registry.workers.remove(self.id).await;
+        self.registry.workers.forget(self.id).await;
         Ok(())
     }
 

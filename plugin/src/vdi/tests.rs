@@ -3,6 +3,7 @@
 
 use super::automaton::superstate;
 use super::*;
+use crate::events::Events;
 use crate::host::Host;
 use crate::sr::Srs;
 use crate::state::{Datapath, Operation, State, WorkerRow, now};
@@ -31,7 +32,7 @@ struct Bench {
 /// A daemon's core on a directory, as it is after a start, or after one more.
 async fn start(dir: &Path) -> Arc<Registry> {
     let state = State::open(&dir.join("state.db"), "boot").await.expect("a database");
-    let srs = Srs::restore(state.clone(), false).await.expect("readable");
+    let srs = Srs::restore(state.clone(), false, Events::default()).await.expect("readable");
     let (news, _) = mpsc::channel(1);
     let launcher = Launcher {
         program: dir.join("worker"),
@@ -44,7 +45,7 @@ async fn start(dir: &Path) -> Arc<Registry> {
         mapped_pages_max: 0,
         transfer: TransferRule::Auto,
     };
-    let workers = Workers::new(news);
+    let workers = Workers::new(news, Events::default());
     let registry = Registry::new(state, Arc::new(srs), workers, launcher, "qdisk".into());
     recover::recover(&registry).await.expect("recovered");
     registry

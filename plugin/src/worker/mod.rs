@@ -107,6 +107,15 @@ impl Hello {
     }
 }
 
+/// What a worker has counted since it started.
+#[derive(Debug, Clone)]
+pub struct Counted {
+    /// Of every VBD that is or was connected.
+    pub vbds: Vec<VbdCounters>,
+    /// Of its NBD server.
+    pub nbd: NbdCounters,
+}
+
 /// A worker that has said Hello. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct WorkerHandle(Arc<Inner>);
@@ -304,15 +313,12 @@ impl WorkerHandle {
         self.0.client.done("disconnect", ask, Vec::new(), DISCONNECT_DEADLINE).await
     }
 
-    /// Its counters.
+    /// What it counted of its VBDs.
     ///
     /// # Errors
     /// [`WorkerError`].
     pub async fn stat(&self) -> Result<Vec<VbdCounters>, WorkerError> {
-        match self.0.client.call("stat", Ask::Stat, Vec::new(), STAT_DEADLINE).await? {
-            Answer::Stat { vbds, .. } => Ok(vbds),
-            _ => Err(WorkerError::Confused { what: "stat" }),
-        }
+        Ok(self.counted().await?.vbds)
     }
 
     /// The counters of its NBD server.
@@ -320,8 +326,16 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerError`].
     pub async fn nbd(&self) -> Result<NbdCounters, WorkerError> {
+        Ok(self.counted().await?.nbd)
+    }
+
+    /// All that it counted.
+    ///
+    /// # Errors
+    /// [`WorkerError`].
+    pub async fn counted(&self) -> Result<Counted, WorkerError> {
         match self.0.client.call("stat", Ask::Stat, Vec::new(), STAT_DEADLINE).await? {
-            Answer::Stat { nbd, .. } => Ok(nbd),
+            Answer::Stat { vbds, nbd } => Ok(Counted { vbds, nbd }),
             _ => Err(WorkerError::Confused { what: "stat" }),
         }
     }

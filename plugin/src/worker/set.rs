@@ -3,6 +3,7 @@
 //! Never starts or stops one. VDI actors put workers in and take them out; the VBD side looks them
 //! up and hears of them; a task a worker notices when it dies.
 
+use crate::events::Events;
 use crate::state::WorkerRow;
 use crate::vdi::VdiId;
 use crate::worker::WorkerHandle;
@@ -10,6 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
+use zerotap_rpc_schema::event::Change;
 
 /// News that wait for the VBD side.
 pub const NEWS_QUEUED_MAX: usize = 256;
@@ -79,20 +81,43 @@ impl Entry {
     }
 }
 
+/// How often a VDI's worker was started and died while this daemon ran and the VDI was in use.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Lives {
+    /// Workers started.
+    pub starts: u64,
+    /// Workers that died, nobody having told them to end.
+    pub deaths: u64,
+}
+
 /// All workers. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Workers {
     entries: Arc<Mutex<BTreeMap<VdiId, Entry>>>,
+    lives: Arc<Mutex<BTreeMap<VdiId, Lives>>>,
     news: mpsc::Sender<WorkerNews>,
     /// Told of each death.
     deaths: Arc<Notify>,
+    events: Events,
 }
 
 impl Workers {
     /// None yet; `news` goes to the VBD side.
     #[must_use]
-    pub fn new(news: mpsc::Sender<WorkerNews>) -> Workers {
-        Workers { entries: Arc::default(), news, deaths: Arc::default() }
+    pub fn new(news: mpsc::Sender<WorkerNews>, events: Events) -> Workers {
+        let (entries, lives, deaths) = Default::default();
+        Workers { entries, lives, news, deaths, events }
+    }
+
+    /// How often each VDI's worker was started and died.
+    #[must_use]
+    pub fn lives(&self) -> BTreeMap<VdiId, Lives> {
+        self.lives.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn count(&self, vdi: &VdiId, count: impl FnOnce(&mut Lives)) {
+        let mut lives = self.lives.lock().unwrap_or_else(PoisonError::into_inner);
+        count(lives.entry(vdi.clone()).or_default());
     }
 
     fn entries(&self) -> MutexGuard<'_, BTreeMap<VdiId, Entry>> {
@@ -131,16 +156,35 @@ impl Workers {
         self.entries().values().cloned().collect()
     }
 
+    /// Where changes are told.
+    #[must_use]
+    pub fn events(&self) -> &Events {
+        &self.events
+    }
+
     /// Takes in a worker that an earlier daemon started. The VBD side has not started yet and will
     /// look it up.
     pub fn adopt(&self, worker: WorkerHandle) {
+        self.tell_of(worker.row(), "adopted", None);
+        self.take_in(worker);
+    }
+
+    fn tell_of(&self, row: &WorkerRow, state: &str, why: Option<String>) {
+        let VdiId { sr, vdi } = row.vdi.clone();
+        let (worker, pid, state) = (row.id.clone(), row.pid, state.to_owned());
+        self.events.tell(Change::Worker { sr, vdi, worker, pid, state, why });
+    }
+
+    fn take_in(&self, worker: WorkerHandle) {
         self.watch(worker.clone());
         self.entries().insert(worker.vdi().clone(), Entry::Known(worker));
     }
 
     /// Takes in a worker that has just become ready.
     pub async fn ready(&self, worker: WorkerHandle) {
-        self.adopt(worker.clone());
+        self.count(worker.vdi(), |lives| lives.starts += 1);
+        self.tell_of(worker.row(), "started", None);
+        self.take_in(worker.clone());
         self.tell(WorkerNews::Ready(worker)).await;
     }
 
@@ -173,7 +217,7 @@ impl Workers {
         self.deaths.notified().await;
     }
 
-    /// Forgets a VDI's worker.
+    /// Forgets a VDI's worker; another may follow.
     pub async fn remove(&self, vdi: &VdiId) {
         let removed = self.entries().remove(vdi);
         if let Some(Entry::Dead { row, .. }) = removed {
@@ -181,6 +225,12 @@ impl Workers {
             let (vdi, text) = (vdi.clone(), String::new());
             self.tell(WorkerNews::Died { vdi, worker: row.id, text }).await;
         }
+    }
+
+    /// Forgets a VDI that is not in use any more.
+    pub async fn forget(&self, vdi: &VdiId) {
+        self.remove(vdi).await;
+        self.lives.lock().unwrap_or_else(PoisonError::into_inner).remove(vdi);
     }
 
     /// Has the VBD side let go of a worker's rings.
@@ -207,10 +257,11 @@ impl Workers {
         let workers = self.clone();
         tokio::spawn(async move {
             let text = worker.ended().await;
+            let (vdi, row) = (worker.vdi().clone(), worker.row().clone());
             if worker.is_stopping() {
+                workers.tell_of(&row, "stopped", None);
                 return;
             }
-            let (vdi, row) = (worker.vdi().clone(), worker.row().clone());
             tracing::error!(%vdi, worker = row.id, pid = row.pid, "worker died: {text}");
             {
                 let mut entries = workers.entries();
@@ -223,6 +274,8 @@ impl Workers {
                 entries.insert(vdi.clone(), Entry::Dead { row, why, ended, served });
             }
             workers.deaths.notify_one();
+            workers.count(&vdi, |lives| lives.deaths += 1);
+            workers.tell_of(worker.row(), "died", Some(text.clone()));
             let worker = worker.id().to_string();
             let text = format!("its worker died ({text}): another is being started");
             workers.tell(WorkerNews::Died { vdi, worker, text }).await;

@@ -16,6 +16,8 @@ const ANSWER_SECONDS_MAX: u64 = 120;
 pub struct Answer {
     /// For example 200.
     pub status: u16,
+    /// What the body is.
+    pub content_type: String,
     /// The body.
     pub body: String,
 }
@@ -53,6 +55,17 @@ pub fn post(socket: &Path, body: &str) -> anyhow::Result<Answer> {
     }
 }
 
+/// Asks for a page.
+///
+/// # Errors
+/// As [`post`].
+pub fn get(socket: &Path, path: &str) -> anyhow::Result<Answer> {
+    let mut stream = connect(socket)?;
+    let head = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(head.as_bytes()).context("send a request")?;
+    read(stream)
+}
+
 /// Reads status line, header and body.
 ///
 /// # Errors
@@ -63,7 +76,7 @@ pub fn read(stream: UnixStream) -> anyhow::Result<Answer> {
     reader.read_line(&mut line).context("the status line")?;
     let status = line.split(' ').nth(1).and_then(|status| status.parse().ok());
     let status = status.with_context(|| format!("{line:?} is no status line"))?;
-    let (mut length, mut chunked) = (None, false);
+    let (mut length, mut chunked, mut content_type) = (None, false, String::new());
     loop {
         let mut line = String::new();
         if reader.read_line(&mut line)? == 0 {
@@ -71,6 +84,7 @@ pub fn read(stream: UnixStream) -> anyhow::Result<Answer> {
         }
         let Some((name, value)) = line.trim_end().split_once(':') else { break };
         match name.to_ascii_lowercase().as_str() {
+            "content-type" => value.trim().clone_into(&mut content_type),
             "content-length" => length = Some(value.trim().parse::<u64>()?),
             "transfer-encoding" => chunked = value.trim().eq_ignore_ascii_case("chunked"),
             _ => {}
@@ -86,7 +100,7 @@ pub fn read(stream: UnixStream) -> anyhow::Result<Answer> {
             reader.take(BODY_BYTES_MAX).read_to_string(&mut body)?;
         }
     }
-    Ok(Answer { status, body })
+    Ok(Answer { status, content_type, body })
 }
 
 fn chunks(reader: &mut BufReader<UnixStream>) -> anyhow::Result<String> {

@@ -6,10 +6,12 @@ pub mod faults;
 pub mod http;
 pub mod loop_device;
 pub mod nbd;
+pub mod openmetrics;
 mod processes;
+pub mod proxy;
 pub mod rpc;
 
-pub use disk::{Disk, Vdi};
+pub use disk::{DEVICE, Disk, Vdi};
 pub use rpc::{Rpc, RpcError};
 
 use crate::programs::{engine, program};

@@ -215,12 +215,12 @@ impl Kind<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::cli::vbd) mod tests {
     use super::super::tests::vbd;
     use super::*;
     use zerotap_rpc_schema::worker::QueueParameters;
 
-    fn stat() -> VbdStat {
+    pub(in crate::cli::vbd) fn stat() -> VbdStat {
         let mut read_latency = Histogram::default();
         (0..3000).for_each(|_| read_latency.record(100));
         VbdStat {
@@ -251,6 +251,7 @@ mod tests {
             read_latency,
             write_latency: Histogram::default(),
             flush_latency: Histogram::default(),
+            age_ms: 0,
         }
     }
 

@@ -1,6 +1,7 @@
 //! Scenarios over the genuine xenstored, with a guest that has a guest's rights.
 
 use super::*;
+use crate::events::Events;
 use crate::xenstore::tests::{block_on, genuine, in_child, lead_to};
 use std::sync::atomic::{AtomicBool, Ordering};
 use zerotap_tests::genuine_xenstored::{GenuineGuest, GenuineXenstored};
@@ -29,7 +30,7 @@ impl Real {
 
     fn start(disks: &PretendedDisks) -> (mpsc::Sender<News>, Arc<Vbds>) {
         let (news, receiver) = mpsc::channel(16);
-        let config = VbdConfig { kinds: vec!["qdisk".to_owned()] };
+        let config = VbdConfig { kinds: vec!["qdisk".to_owned()], events: Events::default() };
         let store = Arc::new(crate::xenstore::live::Live::start());
         (news, Vbds::with(config, store, Arc::new(disks.clone()), receiver))
     }

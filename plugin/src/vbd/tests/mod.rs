@@ -6,6 +6,7 @@ mod pretended;
 mod scenarios;
 
 use super::*;
+use crate::events::Events;
 use crate::vdi::VdiId;
 use crate::xenstore::memory::Memory;
 use pretended::{PretendedDisk, PretendedDisks};
@@ -139,7 +140,7 @@ impl Stage {
 
 fn start(store: &Memory, disks: &PretendedDisks) -> (mpsc::Sender<News>, Arc<Vbds>) {
     let (news, receiver) = mpsc::channel(16);
-    let config = VbdConfig { kinds: vec!["qdisk".to_owned()] };
+    let config = VbdConfig { kinds: vec!["qdisk".to_owned()], events: Events::default() };
     let vbds = Vbds::with(config, Arc::new(store.clone()), Arc::new(disks.clone()), receiver);
     (news, vbds)
 }
