@@ -15,12 +15,12 @@ use zerotap_datapath::worker::{Given, Worker};
 use zerotap_datapath::xen::Host;
 use zerotap_datapath::xen::budget::Budget;
 use zerotap_rpc_schema::engine::EngineSetting;
-use zerotap_rpc_schema::worker::TransferRule;
+use zerotap_rpc_schema::worker::{Discard, TransferRule};
 
 const USAGE: &str = "zerotap-datapath is started by zerotap, with descriptors it inherits:
   zerotap-datapath --id ID --host xen|sim [--user UID] [--engine auto|io_uring|aio] [--read-only] \
-  [--network] [--transfer auto|map|copy] --listener-fd N --image-fd N --gntdev-fd N \
-  [--budget-fd N] [--nbd-fd N --nbd-name NAME]
+  [--network] [--transfer auto|map|copy] [--discard UNIT:START] --listener-fd N --image-fd N \
+  --gntdev-fd N [--budget-fd N] [--nbd-fd N --nbd-name NAME]
   zerotap-datapath --probe-engine auto|io_uring|aio";
 
 /// The command line, as the daemon writes it.
@@ -33,6 +33,7 @@ struct Arguments {
     read_only: bool,
     network: bool,
     transfer: Option<TransferRule>,
+    discard: Option<Discard>,
     listener: Option<OwnedFd>,
     image: Option<OwnedFd>,
     gntdev: Option<OwnedFd>,
@@ -98,6 +99,10 @@ fn serve(arguments: Arguments) -> Result<(), String> {
     let image = Image::new(arguments.image.ok_or_else(|| missing("--image-fd"))?)
         .map_err(|error| error.to_string())?;
     let engine = choose(arguments.engine, image.file()).map_err(|problem| problem.to_string())?;
+    let image = match arguments.discard {
+        Some(units) if !arguments.read_only => image.allow_discard(units),
+        _ => image,
+    };
     let given = Given {
         host,
         read_only: arguments.read_only,
@@ -147,6 +152,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
                 arguments.transfer =
                     Some(rule.map_err(|why| format!("--transfer {value}: {why}"))?);
             }
+            "--discard" => arguments.discard = Some(parse_units(&value)?),
             "--listener-fd" => arguments.listener = Some(descriptor(&word, &value)?),
             "--image-fd" => arguments.image = Some(descriptor(&word, &value)?),
             "--gntdev-fd" => arguments.gntdev = Some(descriptor(&word, &value)?),
@@ -172,6 +178,14 @@ fn parse_user(value: &str) -> Result<u32, String> {
         Ok(user @ 1..) => Ok(user),
         _ => Err(format!("--user takes a user's number above 0, not {value}")),
     }
+}
+
+fn parse_units(value: &str) -> Result<Discard, String> {
+    let numbers = value.split_once(':');
+    let numbers = numbers.and_then(|(unit, start)| Some((unit.parse().ok()?, start.parse().ok()?)));
+    let wrong = || format!("--discard takes a unit and where the first begins, not {value}");
+    let (granularity_bytes, alignment_bytes) = numbers.ok_or_else(wrong)?;
+    Ok(Discard { granularity_bytes, alignment_bytes })
 }
 
 fn descriptor(word: &str, value: &str) -> Result<OwnedFd, String> {

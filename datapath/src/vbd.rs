@@ -38,6 +38,8 @@ pub struct Order {
     pub parameters: RingParameters,
     /// Refuse writes.
     pub read_only: bool,
+    /// Take discards.
+    pub discard: bool,
     /// How the guest's pages are reached.
     pub rule: TransferRule,
     /// What its journals are for, where it has some.
@@ -68,7 +70,7 @@ impl Vbd {
         order: Order,
         past: Option<VbdCounters>,
     ) -> Result<Self, String> {
-        let Order { parameters, read_only, rule, journaled, descriptors } = order;
+        let Order { parameters, read_only, discard, rule, journaled, descriptors } = order;
         let wanted = parameters.queues.len();
         if !(1..=QUEUES_MAX).contains(&wanted) {
             return Err(format!("a VBD has 1 to {QUEUES_MAX} queues, not {wanted}"));
@@ -90,6 +92,7 @@ impl Vbd {
                 protocol: parameters.protocol,
                 persistent: parameters.persistent,
                 read_only,
+                discard,
                 rule,
                 network: common.network,
                 budget: Arc::clone(&common.budget),

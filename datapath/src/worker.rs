@@ -231,10 +231,11 @@ impl Worker {
         let waiter = Waiter { connection, id: request.id };
         let answer = match request.ask {
             Ask::Hello { protocol } => self.hello(protocol),
-            Ask::Connect { vbd, read_only, ring: parameters, transfer, journaled } => {
+            Ask::Connect { vbd, read_only, discard, ring: parameters, transfer, journaled } => {
                 let read_only = read_only || self.read_only;
                 let rule = transfer.unwrap_or(self.transfer);
-                self.connect(vbd, Order { parameters, read_only, rule, journaled, descriptors })
+                let order = Order { parameters, read_only, discard, rule, journaled, descriptors };
+                self.connect(vbd, order)
             }
             Ask::Disconnect { vbd } => match self.disconnect(vbd, waiter) {
                 Some(answer) => answer,
@@ -295,13 +296,13 @@ impl Worker {
         if self.vbds.len() >= VBDS_MAX {
             return refuse(format!("a worker serves at most {VBDS_MAX} VBDs"));
         }
-        let (read_only, rule) = (order.read_only, order.rule);
+        let (read_only, discard, rule) = (order.read_only, order.discard, order.rule);
         let queues = order.parameters.queues.len();
         let past = self.past.get(&vbd).cloned();
         match Vbd::connect(&self.common, vbd, order, past) {
             Ok(connected) => {
                 self.past.remove(&vbd);
-                tracing::info!(%vbd, read_only, queues, transfer = ?rule, "connected");
+                tracing::info!(%vbd, read_only, discard, queues, transfer = ?rule, "connected");
                 self.vbds.push(connected);
                 Answer::Done
             }

@@ -11,8 +11,8 @@ mod front;
 
 use front::{Front, Rig, TERMS, Terms};
 use zerotap_datapath::ring::abi::{
-    Abi, OP_FLUSH_DISKCACHE, OP_READ, OP_WRITE, OP_WRITE_BARRIER, STATUS_EOPNOTSUPP, STATUS_ERROR,
-    STATUS_OKAY,
+    Abi, DISCARD_SECURE, OP_FLUSH_DISKCACHE, OP_READ, OP_WRITE, OP_WRITE_BARRIER,
+    STATUS_EOPNOTSUPP, STATUS_ERROR, STATUS_OKAY,
 };
 use zerotap_rpc_schema::worker::TransferRule;
 
@@ -134,8 +134,39 @@ fn a_read_only_disk_refuses_writes() {
     front.fill(20, 0xee);
     assert_eq!(front.transfer(OP_WRITE, 0, &[(20, 0, 7)]), STATUS_ERROR);
     assert_eq!(front.transfer(OP_WRITE_BARRIER, 0, &[(20, 0, 7)]), STATUS_ERROR);
+    assert_eq!(front.discard(0, 0, 8), STATUS_ERROR);
     assert_eq!(front.transfer(OP_READ, 0, &[(21, 0, 7)]), STATUS_OKAY);
     assert_eq!(rig.image()[..4096], [0; 4096]);
+}
+
+#[test]
+fn a_discard_gives_whole_blocks_back_and_nothing_else() {
+    for abi in ABIS {
+        let rig = Rig::new(64);
+        let mut front = Front::connect(&rig, abi, true, 1);
+        (0..64).for_each(|n| {
+            front.fill(20, 1 + n as u8);
+            assert_eq!(front.transfer(OP_WRITE, n * 8, &[(20, 0, 7)]), STATUS_OKAY);
+        });
+        let before = rig.allocated_bytes();
+        // From the middle of block 3 into block 10.
+        assert_eq!(front.discard(0, 3 * 8 + 4, 7 * 8), STATUS_OKAY);
+        for (n, block) in rig.image().chunks(4096).enumerate() {
+            let expected = if (4..10).contains(&n) { 0 } else { 1 + n as u8 };
+            assert_eq!(block, [expected; 4096], "block {n}");
+        }
+        assert_eq!(front.transfer(OP_READ, 32, &[(21, 0, 7)]), STATUS_OKAY);
+        assert_eq!(front.page(21), [0; 4096]);
+        assert!(rig.allocated_bytes() <= before - 6 * 4096, "the file has given space back");
+        assert_eq!(front.discard(0, 1, 7), STATUS_OKAY, "less than a block: nothing to do");
+        assert_eq!(front.discard(DISCARD_SECURE, 0, 8), STATUS_EOPNOTSUPP);
+        assert_eq!(front.discard(0, 64 * 8 - 8, 9), STATUS_ERROR);
+        assert_eq!(rig.image()[..4096], [1; 4096]);
+        let counters = front.counters();
+        assert_eq!((counters.discards, counters.discard_bytes), (2, 6 * 4096));
+        assert_eq!((counters.refused, counters.io_errors), (2, 0));
+        front.disconnect();
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ use zerotap_datapath::ring::abi::{Abi, ENTRY_BYTES_MAX, SEGMENT_BYTES, Segment, 
 use zerotap_datapath::ring::request::{
     INDIRECT_SEGMENTS_MAX, Limits, Source, Transfer, answered_operation, judge, judge_segments,
 };
+use zerotap_rpc_schema::worker::Discard;
 
 const SECTORS: u64 = 1 << 20;
 
@@ -15,13 +16,18 @@ fuzz_target!(|input: (u8, [u8; ENTRY_BYTES_MAX], &[u8])| {
         sectors: SECTORS,
         sector_bytes: if kind & 1 == 0 { 512 } else { 4096 },
         read_only: kind & 2 != 0,
+        discard: (kind & 8 == 0).then(|| Discard {
+            granularity_bytes: 4096 << (kind >> 6),
+            alignment_bytes: u32::from(kind >> 4 & 3) * 4096,
+        }),
     };
     let abi = if kind & 4 == 0 { Abi::X86_64 } else { Abi::X86_32 };
     let descriptor = decode(abi, &entry);
     let answered = answered_operation(&descriptor);
     assert!(answered == entry[0] || answered == entry[1], "an operation that nobody asked for");
     let Ok((plan, source)) = judge(&descriptor, &limits) else { return };
-    assert!(!limits.read_only || plan.transfer != Transfer::Write, "a write to a read-only disk");
+    let reads = matches!(plan.transfer, Transfer::Read | Transfer::None);
+    assert!(!limits.read_only || reads, "a write to a read-only disk");
     let segments: Vec<Segment> = match source {
         Source::Inline(segments) => segments[..plan.segment_count].to_vec(),
         Source::Indirect(_) => {
@@ -32,6 +38,11 @@ fuzz_target!(|input: (u8, [u8; ENTRY_BYTES_MAX], &[u8])| {
         }
     };
     let Ok(bytes) = judge_segments(&plan, &segments, &limits) else { return };
+    if let Transfer::Discard { sectors } = plan.transfer {
+        assert!(limits.discard.is_some() && bytes == sectors * 512);
+        assert!(sectors == 0 || plan.sector.checked_add(sectors).is_some_and(|end| end <= SECTORS));
+        return;
+    }
     let moved: u64 = segments
         .iter()
         .map(|segment| {
@@ -39,8 +50,8 @@ fuzz_target!(|input: (u8, [u8; ENTRY_BYTES_MAX], &[u8])| {
             u64::from(segment.last - segment.first + 1)
         })
         .sum();
-    assert_eq!(u64::from(bytes), moved * 512);
-    assert!(bytes.is_multiple_of(limits.sector_bytes));
+    assert_eq!(bytes, moved * 512);
+    assert!(bytes.is_multiple_of(u64::from(limits.sector_bytes)));
     if moved > 0 {
         assert!(u128::from(plan.sector) + u128::from(moved) <= u128::from(SECTORS), "off the disk");
         assert!((plan.sector * 512).is_multiple_of(u64::from(limits.sector_bytes)));

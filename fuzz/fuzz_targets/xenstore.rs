@@ -9,11 +9,12 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use zerotap_fuzz::vbd::address::{Address, Own};
 use zerotap_fuzz::vbd::backend::{Action, Backend, Event, Worker};
+use zerotap_fuzz::vbd::offer::Offer;
 use zerotap_fuzz::vbd::publish::{self, Identity};
 use zerotap_fuzz::vbd::reading::{self, Found};
 use zerotap_fuzz::vbd::{device, xenbus};
 use zerotap_fuzz::xenstore::{Batch, Change, Guard, Pending, Sink, Store, StoreError, Watch};
-use zerotap_rpc_schema::worker::{ImageInfo, QUEUES_MAX, VbdId};
+use zerotap_rpc_schema::worker::{Discard, ImageInfo, QUEUES_MAX, VbdId};
 
 const ID: VbdId = VbdId { domid: 7, devid: 51712 };
 /// Steps that one change may lead to; more is a machine that goes in circles.
@@ -70,6 +71,9 @@ fn paths(address: &Address) -> Vec<String> {
         "online",
         "hotplug-status",
         "sectors",
+        "discard-enable",
+        "multi-queue-max-queues",
+        "max-ring-page-order",
     ];
     let mut paths: Vec<String> = names.iter().map(|name| address.key(name)).collect();
     let frontend = address.frontend();
@@ -118,8 +122,12 @@ impl Tree {
             };
             let all = batch.guards.iter().all(holds);
             for change in batch.changes.iter().filter(|_| all) {
-                if let Change::Write(path, value) = change {
-                    nodes.insert(path.clone(), value.clone().into_bytes());
+                match change {
+                    Change::Write(path, value) => {
+                        nodes.insert(path.clone(), value.clone().into_bytes());
+                    }
+                    Change::Remove(path) => drop(nodes.remove(path)),
+                    Change::Mkdir(_) | Change::Permit(..) => {}
                 }
             }
             all
@@ -181,6 +189,7 @@ fn worker() -> Worker {
         sector_bytes: 512,
         physical_sector_bytes: 512,
         memory_align_bytes: 512,
+        discard: Some(Discard { granularity_bytes: 4096, alignment_bytes: 0 }),
     };
     Worker {
         pid: 1,
@@ -258,7 +267,7 @@ fuzz_target!(|input: Vec<Happens<'_>>| {
     tree.with(|nodes| {
         nodes.extend(initial.map(|(at, value)| (paths[at].clone(), value.into())));
     });
-    let Ok(Found::Ours(identity)) = now(reading::identity(&tree, &address)) else {
+    let Ok(Found::Ours(identity)) = now(reading::identity(&tree, &address, &Offer::default())) else {
         panic!("a complete directory is ours")
     };
     let mut disk = Disk { tree, address, identity, machine: Backend::new(false, true) };
@@ -288,7 +297,7 @@ fuzz_target!(|input: Vec<Happens<'_>>| {
             Happens::RingBroken => disk.happen(Event::RingBroken),
             Happens::Forced => disk.happen(Event::Forced),
         }
-        let _ = now(reading::identity(&disk.tree, &disk.address));
+        let _ = now(reading::identity(&disk.tree, &disk.address, &Offer::default()));
         if let Some(seen) = disk.look() {
             disk.happen(seen);
         }

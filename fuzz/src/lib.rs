@@ -7,6 +7,7 @@ pub mod vbd {
     pub mod backend;
     pub mod device;
     pub mod frontend;
+    pub mod offer;
     pub mod publish;
     pub mod reading;
     pub mod xenbus;

@@ -7,7 +7,8 @@ mod tcp;
 pub use tcp::Tcp;
 
 use crate::host::Host;
-use anyhow::{Context, Result, bail};
+use crate::vbd::offer::Offer;
+use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use zerotap_rpc_schema::engine::EngineSetting;
@@ -92,6 +93,8 @@ struct File {
     log: Option<String>,
     log_json: Option<bool>,
     #[serde(default)]
+    vbd: Offer,
+    #[serde(default)]
     message_switch: SwitchTable,
     #[serde(default)]
     tcp: tcp::TcpTable,
@@ -165,6 +168,8 @@ pub struct Config {
     pub log: String,
     /// Log as JSON, one object a line.
     pub log_json: bool,
+    /// What guests are offered at the most.
+    pub vbd: Offer,
     /// message-switch's socket, when the queue shall be served.
     pub message_switch: Option<PathBuf>,
     /// Where and for whom to listen on the network.
@@ -182,6 +187,7 @@ impl Config {
             None if Path::new(DEFAULT_FILE).exists() => read(Path::new(DEFAULT_FILE))?,
             None => File::default(),
         };
+        file.vbd.check().map_err(|problem| anyhow!("in the configuration: {problem}"))?;
         let sim_dir = args.sim_dir.or(file.sim_dir);
         let inventory_file = file.inventory_file.unwrap_or_else(|| DEFAULT_INVENTORY_FILE.into());
         // Only XAPI's tools read them.
@@ -208,6 +214,7 @@ impl Config {
             reattach_srs_at_boot: file.reattach_srs_at_boot.unwrap_or(false),
             log: file.log.unwrap_or_else(|| DEFAULT_LOG.into()),
             log_json: file.log_json.unwrap_or(false),
+            vbd: file.vbd,
             message_switch: file.message_switch.socket()?,
             tcp: file.tcp.checked()?,
         })
@@ -320,6 +327,10 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         let dir = tempfile::tempdir().expect("a directory");
+        let error = Config::load(args(dir.path(), "[vbd]\nqueues_max = 9")).expect_err("too many");
+        assert!(error.to_string().contains("vbd.queues_max = 9 is not from 1 to 4"), "{error}");
+        let error = Config::load(args(dir.path(), "[vbd]\nflush = false")).expect_err("no veto");
+        assert!(format!("{error:#}").contains("flush"), "{error:#}");
         let error = Config::load(args(dir.path(), "rundir = '/a'")).expect_err("a typo");
         assert!(format!("{error:#}").contains("rundir"), "{error:#}");
         let error = Config::load(args(dir.path(), "engine = 'libaio'")).expect_err("no engine");

@@ -17,7 +17,7 @@ use crate::rpc::{Core, methods};
 use crate::sr::Srs;
 use crate::state::{State, now};
 use crate::vbd::{VbdConfig, Vbds};
-use crate::vdi::{Registry, chores, recover, supervise};
+use crate::vdi::{Registry, chores, outgrown, recover, supervise};
 use crate::worker::journals::Journals;
 use crate::worker::set::NEWS_QUEUED_MAX;
 use crate::worker::{Launcher, Workers};
@@ -100,9 +100,13 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
     recover::recover(&registry).await?;
     let chores = tokio::spawn(chores::run(Arc::clone(&registry)));
     let supervisor = tokio::spawn(supervise::run(Arc::clone(&registry)));
+    let outgrown = tokio::spawn(outgrown::run(Arc::clone(&registry)));
     let kinds = vec![config.backend_kind.clone()];
-    let vbds =
-        Vbds::start(VbdConfig { kinds, events: events.clone() }, Arc::clone(&registry), received);
+    let vbds = Vbds::start(
+        VbdConfig { kinds, offer: config.vbd.clone(), events: events.clone() },
+        Arc::clone(&registry),
+        received,
+    );
     let core = Arc::new(Core {
         srs,
         registry: Arc::clone(&registry),
@@ -145,6 +149,7 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
     chores.abort();
     supervisor.abort();
     legacy.iter().for_each(tokio::task::JoinHandle::abort);
+    outgrown.abort();
     // It fails when nobody serves any more, which is what it is for.
     let _ = calls.stop();
     let finished = async {

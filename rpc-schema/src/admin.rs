@@ -102,6 +102,9 @@ pub struct VbdStat {
     /// 0 when it did.
     #[serde(default)]
     pub age_ms: u64,
+    /// Discards.
+    #[serde(default)]
+    pub discard_latency: Histogram,
 }
 
 /// A datapath worker.

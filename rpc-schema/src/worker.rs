@@ -161,6 +161,9 @@ pub enum Ask {
         vbd: VbdId,
         /// Refuse writes, whatever the frontend believes.
         read_only: bool,
+        /// Take discards. Only for a worker whose image has [`ImageInfo::discard`].
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        discard: bool,
         /// The frontend's rings.
         ring: RingParameters,
         /// How its pages are reached; absent: as the worker was told when it started. A worker may
@@ -198,6 +201,16 @@ pub struct Request {
     pub ask: Ask,
 }
 
+/// How an image forgets ranges. Only whole units are forgotten: what a request has beyond them stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Discard {
+    /// A unit's length, bytes.
+    pub granularity_bytes: u32,
+    /// Where the first unit begins, bytes.
+    pub alignment_bytes: u32,
+}
+
 /// The image as the worker found it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -210,6 +223,9 @@ pub struct ImageInfo {
     pub physical_sector_bytes: u32,
     /// What direct I/O wants of a buffer's address and length, bytes.
     pub memory_align_bytes: u32,
+    /// Absent where ranges cannot be forgotten, or must not be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discard: Option<Discard>,
 }
 
 /// What the worker answers.
@@ -301,6 +317,12 @@ pub struct Counters {
     pub read_bytes: u64,
     /// Bytes that the guest wrote.
     pub write_bytes: u64,
+    /// Discards answered with success.
+    #[serde(default)]
+    pub discards: u64,
+    /// Bytes that were forgotten: whole units only, see [`Discard`].
+    #[serde(default)]
+    pub discard_bytes: u64,
     /// Requests answered with an error because they were malformed, out of range or forbidden.
     pub refused: u64,
     /// Requests answered with an error because the image failed.
@@ -361,6 +383,8 @@ impl Counters {
             flushes,
             read_bytes,
             write_bytes,
+            discards,
+            discard_bytes,
             refused,
             io_errors,
             in_flight,
@@ -387,6 +411,8 @@ impl Counters {
         self.flushes += flushes;
         self.read_bytes += read_bytes;
         self.write_bytes += write_bytes;
+        self.discards += discards;
+        self.discard_bytes += discard_bytes;
         self.refused += refused;
         self.io_errors += io_errors;
         self.in_flight += in_flight;
@@ -426,6 +452,9 @@ pub struct VbdCounters {
     pub write_latency: Histogram,
     /// The same for flushes and barriers.
     pub flush_latency: Histogram,
+    /// The same for discards.
+    #[serde(default)]
+    pub discard_latency: Histogram,
 }
 
 impl VbdCounters {
@@ -439,6 +468,7 @@ impl VbdCounters {
             read_latency: Histogram::default(),
             write_latency: Histogram::default(),
             flush_latency: Histogram::default(),
+            discard_latency: Histogram::default(),
         }
     }
 
@@ -449,6 +479,7 @@ impl VbdCounters {
         self.read_latency.merge(&other.read_latency);
         self.write_latency.merge(&other.write_latency);
         self.flush_latency.merge(&other.flush_latency);
+        self.discard_latency.merge(&other.discard_latency);
     }
 }
 

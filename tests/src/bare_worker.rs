@@ -21,12 +21,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use zerotap_rpc_schema::worker::{
-    Abi, Answer, Ask, ImageInfo, PROTOCOL, QUEUES_MAX, QueueParameters, Reply, Request,
+    Abi, Answer, Ask, Discard, ImageInfo, PROTOCOL, QUEUES_MAX, QueueParameters, Reply, Request,
     RingParameters, VbdCounters, VbdId,
 };
 
 /// How long the worker may take to answer.
 const ANSWER_SECONDS_MAX: u64 = 30;
+/// What a file system's blocks are.
+const DISCARD: Discard = Discard { granularity_bytes: 4096, alignment_bytes: 0 };
 /// The first descriptor that the worker inherits beside the standard three.
 const FIRST_FD: i32 = 3;
 
@@ -67,6 +69,8 @@ impl BareWorker {
         if read_only {
             command.arg("--read-only");
         }
+        let Discard { granularity_bytes, alignment_bytes } = DISCARD;
+        command.args(["--discard", &format!("{granularity_bytes}:{alignment_bytes}")]);
         let names = ["--listener-fd", "--image-fd", "--gntdev-fd"];
         let mut mappings = Vec::new();
         for ((name, parent_fd), child_fd) in names.into_iter().zip(given).zip(FIRST_FD..) {
@@ -125,7 +129,8 @@ impl BareWorker {
         let open = |_| File::open(&self.sim_dir);
         let events = ring.queues.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         let events: Vec<_> = events.iter().map(File::as_fd).collect();
-        let ask = Ask::Connect { vbd, read_only, ring, transfer: None, journaled: None };
+        let (discard, transfer, journaled) = (!read_only, None, None);
+        let ask = Ask::Connect { vbd, read_only, discard, ring, transfer, journaled };
         match control.ask_with(ask, &events)? {
             Answer::Done => Ok(()),
             other => bail!("{other:?}"),
@@ -304,6 +309,7 @@ impl HandBackend {
         dom0.mkdir(&backend)?;
         dom0.set_perms(&backend, &["n0", &format!("r{domid}")])?;
         let info = 0;
+        let discard = image.discard.unwrap_or(DISCARD);
         let offers = [
             ("max-ring-page-order", 4),
             ("multi-queue-max-queues", QUEUES_MAX as u64),
@@ -311,6 +317,9 @@ impl HandBackend {
             ("feature-persistent", 1),
             ("feature-flush-cache", 1),
             ("feature-barrier", 1),
+            ("feature-discard", u64::from(image.discard.is_some())),
+            ("discard-granularity", discard.granularity_bytes.into()),
+            ("discard-alignment", discard.alignment_bytes.into()),
             ("info", info),
             ("sectors", image.sectors),
             ("sector-size", u64::from(image.sector_bytes)),

@@ -14,17 +14,6 @@ use zerotap_tests::workload::Plan;
 
 const MIB: i64 = 1 << 20;
 
-/// Makes the device itself a volume.
-fn adopt(host: &Host, device: &LoopDevice, bytes: i64) -> anyhow::Result<Vdi> {
-    let (sr, sr_dir) = host.create_sr()?;
-    let mut vdi_info = VdiInfo::new("a device", bytes);
-    let path = device.path().display().to_string();
-    vdi_info.sm_config = Pairs::from([("device".to_owned(), path)]);
-    let params = VdiCreateParams { dbg: String::new(), sr: sr.clone(), vdi_info };
-    let vdi = host.rpc().call::<table::VdiCreate>(&params)?.vdi;
-    Ok(Vdi { sr, vdi, sr_dir })
-}
-
 #[test]
 fn a_full_disk_is_told_to_caller_and_guest() {
     // Declared before the host: it can only be taken down after the workers.
@@ -71,7 +60,7 @@ fn block_devices_of_both_sector_sizes_are_served() {
         let device = LoopDevice::new(&backing, 16 << 20, sector_bytes).unwrap();
         let host = Host::start().unwrap();
         let rpc = host.rpc();
-        let vdi = adopt(&host, &device, 16 * MIB).unwrap();
+        let vdi = host.adopt(&device).unwrap();
         let disk = vdi.serve(&rpc, domid, false).unwrap();
         let guest =
             Guest { plan: Plan { requests_max: 1000, ..Plan::default() }, ..Guest::new(domid) };
@@ -97,7 +86,7 @@ fn requests_that_break_large_sectors_are_refused() {
     let place = tempfile::tempdir().unwrap();
     let device = LoopDevice::new(&place.path().join("disk"), 16 << 20, 4096).unwrap();
     let host = Host::start().unwrap();
-    let disk = adopt(&host, &device, 16 * MIB).unwrap().serve(&host.rpc(), 5, false).unwrap();
+    let disk = host.adopt(&device).unwrap().serve(&host.rpc(), 5, false).unwrap();
     let domain = Domain::create(host.sim().dir(), 5, 16 << 20, true).unwrap();
     disk.plug(&host.rpc()).unwrap();
     let mut front = Blkfront::connect(domain, Options::default()).unwrap();
@@ -122,7 +111,7 @@ fn a_guests_flush_reaches_the_device() {
     let place = tempfile::tempdir().unwrap();
     let device = LoopDevice::new(&place.path().join("disk"), 16 << 20, 512).unwrap();
     let host = Host::start().unwrap();
-    let disk = adopt(&host, &device, 16 * MIB).unwrap().serve(&host.rpc(), 5, false).unwrap();
+    let disk = host.adopt(&device).unwrap().serve(&host.rpc(), 5, false).unwrap();
     let domain = Domain::create(host.sim().dir(), 5, 16 << 20, true).unwrap();
     disk.plug(&host.rpc()).unwrap();
     let mut front = Blkfront::connect(domain, Options::default()).unwrap();

@@ -2,11 +2,9 @@
 //! none costs more than its share, and no byte of anybody's is wrong.
 
 use std::time::{Duration, Instant};
-use zerotap_rpc_schema::smapi2::{Pairs, VdiCreateParams, VdiInfo};
-use zerotap_rpc_schema::table;
 use zerotap_tests::harness::loop_device::LoopDevice;
 use zerotap_tests::harness::nbd::{Client, Place};
-use zerotap_tests::harness::{Disk, Host, Vdi, eventually};
+use zerotap_tests::harness::{Disk, Host, eventually};
 use zerotap_tests::simguest::{Expect, Guest, Running};
 use zerotap_tests::workload::Plan;
 use zerotap_tests::workload::random::Random;
@@ -225,13 +223,7 @@ fn writes_of_parts_of_sectors_lose_nothing_of_their_neighbours() {
         let backing = place.path().join(sector_bytes.to_string());
         let device = LoopDevice::new(&backing, 16 << 20, sector_bytes).unwrap();
         let host = Host::start().unwrap();
-        let (sr, sr_dir) = host.create_sr().unwrap();
-        let mut vdi_info = VdiInfo::new("a device", 16 * MIB);
-        let path = device.path().display().to_string();
-        vdi_info.sm_config = Pairs::from([("device".to_owned(), path)]);
-        let params = VdiCreateParams { dbg: String::new(), sr: sr.clone(), vdi_info };
-        let vdi = host.rpc().call::<table::VdiCreate>(&params).unwrap().vdi;
-        let disk = Vdi { sr, vdi, sr_dir }.serve(&host.rpc(), DOMID, false).unwrap();
+        let disk = host.adopt(&device).unwrap().serve(&host.rpc(), DOMID, false).unwrap();
         neighbours_in_a_sector(&host, &disk);
         // Zeroes with ragged ends, where a block device makes none such by itself.
         let (mut client, _, _) = Client::open(&disk.nbd(&host.rpc()).unwrap()).unwrap();

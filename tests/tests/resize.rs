@@ -4,7 +4,7 @@
 use serde_json::json;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use zerotap_rpc_schema::smapi2::{Pairs, VdiCreateParams, VdiInfo, VdiResizeParams};
+use zerotap_rpc_schema::smapi2::VdiResizeParams;
 use zerotap_rpc_schema::{StorageError, table};
 use zerotap_tests::harness::loop_device::LoopDevice;
 use zerotap_tests::harness::nbd::Client;
@@ -141,12 +141,7 @@ fn a_volume_follows_its_block_device() {
     let device = LoopDevice::new(&place.path().join("backing"), 8 << 20, 512).unwrap();
     let host = Host::start().unwrap();
     let rpc = host.rpc();
-    let (sr, sr_dir) = host.create_sr().unwrap();
-    let mut vdi_info = VdiInfo::new("a device", 0);
-    let path = device.path().display().to_string();
-    vdi_info.sm_config = Pairs::from([("device".to_owned(), path)]);
-    let create = VdiCreateParams { dbg: String::new(), sr: sr.clone(), vdi_info };
-    let vdi = Vdi { sr, vdi: rpc.call::<table::VdiCreate>(&create).unwrap().vdi, sr_dir };
+    let vdi = host.adopt(&device).unwrap();
     let disk = vdi.serve(&rpc, 5, false).unwrap();
     let running = boot(&host, &disk);
 
@@ -156,6 +151,11 @@ fn a_volume_follows_its_block_device() {
     device.grow(24 << 20).unwrap();
     assert_eq!(resize(&rpc, &vdi, 16 * MIB).unwrap(), 24 * MIB, "it is all of the device");
     guest_sees(&running, 24 * MIB);
+    // Nobody asks, and it follows all the same.
+    device.grow(40 << 20).unwrap();
+    guest_sees(&running, 40 * MIB);
+    let told = rpc.call::<table::VdiStat>(&vdi.params()).unwrap().virtual_size;
+    assert_eq!(told, 40 * MIB, "and its record says so");
     running.progresses(500, SOON).unwrap();
     let mut ended = running.stop().unwrap();
     assert_eq!(ended.report.errors, 0);

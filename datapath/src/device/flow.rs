@@ -3,7 +3,7 @@
 use super::Device;
 use super::slot::{Step, add_vector};
 use crate::engine::{Engine, Tag};
-use crate::ring::abi::{STATUS_ERROR, STATUS_OKAY};
+use crate::ring::abi::{STATUS_EOPNOTSUPP, STATUS_ERROR, STATUS_OKAY};
 use crate::ring::request::{SECTOR_BYTES, Transfer as Direction};
 use crate::xen::Towards;
 use crate::xen::transfer::Reach;
@@ -21,9 +21,7 @@ impl Device {
             match slot.step {
                 Step::FlushBefore if slot.plan.flush_before => return engine.flush(tag),
                 Step::FlushBefore => slot.step = Step::Data,
-                Step::Data if slot.plan.transfer != Direction::None => {
-                    return self.start_data(number, engine);
-                }
+                Step::Data if slot.bytes > 0 => return self.start_data(number, engine),
                 Step::Data => slot.step = Step::FlushAfter,
                 Step::FlushAfter if slot.plan.flush_after => return engine.flush(tag),
                 Step::FlushAfter => slot.step = Step::Finished,
@@ -35,6 +33,9 @@ impl Device {
     /// Builds a request's vectors: its pages, or the buffer that stands for them.
     fn start_data(&mut self, number: u16, engine: &mut Engine) {
         let slot = &mut self.slots[usize::from(number)];
+        if let Direction::Discard { .. } = slot.plan.transfer {
+            return self.submit_data(number, engine);
+        }
         let Some(buffer) = slot.buffer else {
             let mut end = std::ptr::null_mut();
             for n in 0..slot.segments.len() {
@@ -42,14 +43,14 @@ impl Device {
                 add_vector(&mut slot.vectors, base, bytes);
                 end = base.wrapping_add(bytes);
             }
-            self.statistics.counters.mapped_bytes += u64::from(slot.bytes);
+            self.statistics.counters.mapped_bytes += slot.bytes;
             return self.submit_data(number, engine);
         };
-        let bytes = slot.bytes as usize;
+        let bytes = slot.data_bytes();
         let base = self.buffers.memory().address(buffer.start, bytes);
         add_vector(&mut slot.vectors, base, bytes);
         if slot.reach != Reach::Copied {
-            self.statistics.counters.copied_bytes += u64::from(slot.bytes);
+            self.statistics.counters.copied_bytes += slot.bytes;
             if slot.plan.transfer == Direction::Write {
                 self.copy_standing(number, Towards::Us);
             }
@@ -75,7 +76,7 @@ impl Device {
 
     fn submit_data(&mut self, number: u16, engine: &mut Engine) {
         let slot = &self.slots[usize::from(number)];
-        let offset = slot.plan.sector * SECTOR_BYTES + u64::from(slot.done);
+        let offset = slot.plan.sector * SECTOR_BYTES + slot.done;
         let tag = Tag::Request { slot: number };
         // SAFETY: the vectors stay in the slot, which stays taken until this completion; what they
         // describe is the slot's window, standing mapping or buffer, none of which is given back
@@ -83,6 +84,7 @@ impl Device {
         unsafe {
             match slot.plan.transfer {
                 Direction::Read => engine.read(&slot.vectors, offset, tag),
+                Direction::Discard { .. } => engine.discard(offset, slot.discard_bytes(), tag),
                 _ => engine.write(&slot.vectors, offset, tag),
             }
         }
@@ -92,12 +94,15 @@ impl Device {
     pub fn on_completion(&mut self, number: u16, result: i32, engine: &mut Engine) {
         let slot = &mut self.slots[usize::from(number)];
         let data = slot.step == Step::Data;
+        let discard = matches!(slot.plan.transfer, Direction::Discard { .. });
         let what = match (slot.step, slot.plan.transfer) {
             (Step::Data, Direction::Read) => "a read",
+            (Step::Data, _) if discard => "a discard",
             (Step::Data, _) => "a write",
             _ => "a flush",
         };
-        let moved = match u32::try_from(result) {
+        let moved = match u64::try_from(result) {
+            Ok(_) if data && discard => Ok(slot.discard_bytes()),
             Ok(0) if data => Err(Errno::NXIO),
             Ok(bytes) => Ok(bytes),
             Err(_) => Err(Errno::from_raw_os_error(-result)),
@@ -106,7 +111,7 @@ impl Device {
             Ok(bytes) if data => {
                 slot.done += bytes;
                 if slot.done < slot.bytes {
-                    slot.advance_vectors(bytes as usize);
+                    slot.advance_vectors(usize::try_from(bytes).unwrap_or(0));
                     return self.submit_data(number, engine);
                 }
             }
@@ -118,7 +123,10 @@ impl Device {
             Err(errno) => {
                 self.statistics.counters.io_errors += 1;
                 self.log_io_error(what, errno);
-                return self.finish(number, STATUS_ERROR, engine);
+                // The frontend then asks for no more of them.
+                let unsupported = discard && errno == Errno::OPNOTSUPP;
+                let status = if unsupported { STATUS_EOPNOTSUPP } else { STATUS_ERROR };
+                return self.finish(number, status, engine);
             }
         }
         slot.step = match slot.step {

@@ -88,22 +88,28 @@ struct Statistics {
     read_latency: Histogram,
     write_latency: Histogram,
     flush_latency: Histogram,
+    discard_latency: Histogram,
 }
 
 impl Statistics {
     /// Counts an answered request.
-    fn count(&mut self, transfer: Direction, bytes: u32, latency_us: u64) {
+    fn count(&mut self, transfer: Direction, bytes: u64, latency_us: u64) {
         let counters = &mut self.counters;
         match transfer {
             Direction::Read => {
                 counters.reads += 1;
-                counters.read_bytes += u64::from(bytes);
+                counters.read_bytes += bytes;
                 self.read_latency.record(latency_us);
             }
             Direction::Write => {
                 counters.writes += 1;
-                counters.write_bytes += u64::from(bytes);
+                counters.write_bytes += bytes;
                 self.write_latency.record(latency_us);
+            }
+            Direction::Discard { .. } => {
+                counters.discards += 1;
+                counters.discard_bytes += bytes;
+                self.discard_latency.record(latency_us);
             }
             Direction::None => {
                 counters.flushes += 1;
@@ -146,6 +152,8 @@ pub struct Ring {
     pub persistent: bool,
     /// Refuse writes.
     pub read_only: bool,
+    /// Take discards, where the image can.
+    pub discard: bool,
     /// How the guest's pages are reached, as far as the administrator decides it.
     pub rule: TransferRule,
     /// Whether the image is reached over a network.
@@ -206,7 +214,7 @@ impl Device {
     /// # Errors
     /// When the frontend's parameters do not lead to a ring.
     pub fn connect(vbd: VbdId, given: Ring, image: &Image) -> Result<Self, ConnectFailed> {
-        let Ring { host, gntdev, evtchn, refs, port, protocol, persistent, read_only, .. } = given;
+        let Ring { host, gntdev, evtchn, refs, port, protocol, persistent, .. } = given;
         let journal = given.journal;
         if !matches!(refs.len(), 1 | 2 | 4 | 8 | 16) {
             return Err(ConnectFailed::RingPages(refs.len()));
@@ -231,7 +239,12 @@ impl Device {
         }
         let entries = u16::try_from(ring.entries()).expect("at most 512 entries");
         let (capacity, image) = (image.capacity(), image.info());
-        let limits = Limits { sectors: image.sectors, sector_bytes: image.sector_bytes, read_only };
+        let limits = Limits {
+            sectors: image.sectors,
+            sector_bytes: image.sector_bytes,
+            read_only: given.read_only,
+            discard: image.discard.filter(|_| given.discard),
+        };
         Ok(Device {
             vbd,
             capacity,
@@ -299,6 +312,7 @@ impl Device {
             read_latency: self.statistics.read_latency.clone(),
             write_latency: self.statistics.write_latency.clone(),
             flush_latency: self.statistics.flush_latency.clone(),
+            discard_latency: self.statistics.discard_latency.clone(),
         }
     }
 

@@ -50,7 +50,7 @@ impl Device {
     /// Decides how a request's pages are reached; false when it has to wait for room.
     fn choose_way(&mut self, number: u16, sweep_pages: u32, probe: bool) -> bool {
         let slot = &mut self.slots[usize::from(number)];
-        if slot.plan.transfer == Direction::None {
+        if !matches!(slot.plan.transfer, Direction::Read | Direction::Write) {
             return true;
         }
         let direct = slot.direct(self.memory_align_bytes);
@@ -71,7 +71,7 @@ impl Device {
             way = choose(&facts, self.transfer.costs());
         }
         if way == Way::Copy || !direct {
-            slot.buffer = self.buffers.take(slot.bytes as usize);
+            slot.buffer = self.buffers.take(slot.data_bytes());
             if slot.buffer.is_none() {
                 self.waiting.push(number);
                 return false;
@@ -89,7 +89,7 @@ impl Device {
             }
             (Way::Copy, transfer) => {
                 counters.grant_copied_requests += 1;
-                counters.grant_copied_bytes += u64::from(slot.bytes);
+                counters.grant_copied_bytes += slot.bytes;
                 slot.reach = Reach::Copied;
                 if transfer == Direction::Write {
                     self.copied.push(number);

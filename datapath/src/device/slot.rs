@@ -8,6 +8,9 @@ use crate::ring::token::Token;
 use crate::xen::Piece;
 use crate::xen::transfer::Reach;
 
+/// Bytes that are discarded in one go: a file system holds back other I/O meanwhile.
+const DISCARD_BYTES_MAX: u64 = 128 << 20;
+
 /// Where a request stands among its steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
@@ -25,8 +28,8 @@ pub(super) struct Slot {
     pub(super) plan: Plan,
     pub(super) step: Step,
     /// Bytes of the whole request, and of those the bytes done.
-    pub(super) bytes: u32,
-    pub(super) done: u32,
+    pub(super) bytes: u64,
+    pub(super) done: u64,
     pub(super) segments: Vec<Segment>,
     /// What the kernel reads while the data step runs; not touched until it has answered.
     pub(super) vectors: Vec<IoVector>,
@@ -106,6 +109,16 @@ impl Slot {
             pieces.push(Piece { gref, page_offset, bytes, offset, copied: false });
             offset += usize::from(bytes);
         }
+    }
+
+    /// Bytes of the data that a read or a write moves.
+    pub(super) fn data_bytes(&self) -> usize {
+        usize::try_from(self.bytes).expect("at most 1 MiB")
+    }
+
+    /// What of a discard is done next, bytes.
+    pub(super) fn discard_bytes(&self) -> u64 {
+        (self.bytes - self.done).min(DISCARD_BYTES_MAX)
     }
 
     /// Takes the first `bytes`, which are done, off the vectors.

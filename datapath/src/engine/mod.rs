@@ -5,19 +5,23 @@
 //! the engine's. Which of the two it is makes no difference to its users; [`choice`] decides.
 
 mod aio;
+mod aside;
 pub mod choice;
+mod discard;
 mod stream;
 mod tag;
 #[cfg(test)]
 mod tests;
 mod uring;
 
+pub(crate) use aside::discard as discard_device;
 pub use choice::Unavailable;
 pub use libc::iovec as IoVector;
 pub use stream::{Allocation, Message};
 pub use tag::Tag;
 
 use aio::Aio;
+use discard::Discards;
 use std::os::fd::BorrowedFd;
 use uring::Uring;
 use zerotap_rpc_schema::engine::EngineKind;
@@ -33,7 +37,7 @@ pub struct Completion {
 
 /// One thread's engine for one image.
 #[derive(Debug)]
-pub struct Engine(Kind);
+pub struct Engine(Kind, Discards);
 
 #[derive(Debug)]
 enum Kind {
@@ -62,7 +66,9 @@ impl Engine {
             EngineKind::IoUring => Kind::Uring(Uring::new(image)?),
             EngineKind::Aio => Kind::Aio(Aio::new(image)?),
         };
-        Ok(Engine(engine))
+        let discards = Discards::new(image)
+            .map_err(|error| Unavailable { kind, problem: error.to_string() })?;
+        Ok(Engine(engine, discards))
     }
 
     /// Reads the image at byte `offset` into `vectors`.
@@ -127,6 +133,9 @@ impl Engine {
         wanted: usize,
         completions: &mut Vec<Completion>,
     ) -> std::io::Result<()> {
-        either!(self, it => it.submit_and_wait(wanted, completions))
+        let before = completions.len();
+        either!(self, it => it.submit_and_wait(wanted, completions))?;
+        self.take_aside(before, completions);
+        Ok(())
     }
 }

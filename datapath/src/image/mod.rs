@@ -3,12 +3,15 @@
 //! A raw image is its own map: byte n of the disk is byte n of the file or device.
 //! The format comes from the daemon and is never probed: guests control content (XSA-459's class).
 
-use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags, fcntl_getfl, fstat, statx};
+use crate::engine::discard_device;
+use rustix::fs::{
+    AtFlags, FallocateFlags, FileType, OFlags, StatxFlags, fallocate, fcntl_getfl, fstat, statx,
+};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use zerotap_rpc_schema::worker::ImageInfo;
+use zerotap_rpc_schema::worker::{Discard, ImageInfo};
 
 const SECTOR_BYTES: u64 = 512;
 /// Sectors that a guest can be told of.
@@ -105,6 +108,7 @@ impl Image {
             sector_bytes,
             physical_sector_bytes: physical.max(sector_bytes),
             memory_align_bytes: direct_align(&file)?.0,
+            discard: None,
         };
         let capacity = Capacity(Arc::new(AtomicU64::new(sectors)));
         Ok(Image { file, info, capacity })
@@ -143,6 +147,19 @@ impl Image {
         Ok(())
     }
 
+    /// Lets ranges be forgotten, in such units, if what holds the image can do that.
+    #[must_use]
+    pub fn allow_discard(mut self, units: Discard) -> Self {
+        let sector = self.info.sector_bytes;
+        let even = |bytes: u32| bytes.next_multiple_of(sector);
+        let units = Discard {
+            granularity_bytes: even(units.granularity_bytes.max(1)),
+            alignment_bytes: even(units.alignment_bytes),
+        };
+        self.info.discard = discards(&self.file).then_some(units);
+        self
+    }
+
     /// Assumes that direct I/O wants memory aligned to `bytes`, for devices that tell less than
     /// they need.
     #[must_use]
@@ -156,6 +173,17 @@ impl Image {
     pub fn file(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+/// Tries what does nothing: to punch a hole behind a file's end, to discard less than a sector.
+fn discards(file: &OwnedFd) -> bool {
+    let Ok(stat) = fstat(file) else { return false };
+    if FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice {
+        return discard_device(file, 1, 1) == Err(Errno::INVAL);
+    }
+    let end = u64::try_from(stat.st_size).unwrap_or(0);
+    let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    fallocate(file, hole, end, SECTOR_BYTES).is_ok()
 }
 
 /// What direct I/O wants: alignment of memory and of offsets, in bytes. A kernel before 6.1 does

@@ -34,6 +34,7 @@ pub struct Export {
     read_only: bool,
     /// A file: it has holes, and makes zeroes without writing them.
     sparse: bool,
+    discards: bool,
     file: OwnedFd,
 }
 
@@ -53,6 +54,7 @@ impl Export {
             physical_sector_bytes: info.physical_sector_bytes,
             read_only,
             sparse: kind == FileType::RegularFile,
+            discards: info.discard.is_some(),
             file,
         })
     }
@@ -90,6 +92,12 @@ impl Export {
     #[must_use]
     pub fn is_read_only(&self) -> bool {
         self.read_only
+    }
+
+    /// Whether ranges may be forgotten: what was allocated beforehand stays so.
+    #[must_use]
+    pub fn discards(&self) -> bool {
+        self.discards
     }
 
     /// The transmission flags.
@@ -169,6 +177,7 @@ impl Export {
             physical_sector_bytes: 4096,
             read_only,
             sparse: true,
+            discards: true,
             file: std::fs::File::open("/dev/null").expect("there is always one").into(),
         }
     }

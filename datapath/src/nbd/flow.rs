@@ -55,21 +55,24 @@ impl Connection {
     pub(super) fn run(&mut self, number: u16, ground: &mut Ground<'_>) {
         let request = self.slot(number).request();
         let (start, end) = self.slot(number).piece;
-        let (allocation, start, end) = match request.command {
+        let tag = self.tag(number);
+        let allocation = match request.command {
             Command::Trim => {
                 // Only whole sectors: nobody is to lose more than they gave up.
                 let sector = u64::from(ground.export.sector_bytes());
-                (Allocation::Hole, start.next_multiple_of(sector), end / sector * sector)
+                let (start, end) = (start.next_multiple_of(sector), end / sector * sector);
+                if start >= end || !ground.export.discards() {
+                    return self.finish(number, Ok(()), ground);
+                }
+                self.slot(number).step = Step::Allocate;
+                return ground.engine.discard(start, end - start, tag);
             }
-            Command::Zeroes { no_hole: false, .. } => (Allocation::Hole, start, end),
-            Command::Zeroes { .. } => (Allocation::Zeroes, start, end),
+            Command::Zeroes { no_hole: false, .. } if ground.export.discards() => Allocation::Hole,
+            Command::Zeroes { .. } => Allocation::Zeroes,
             _ => return self.begin_piece(number, ground),
         };
-        if start >= end {
-            return self.finish(number, Ok(()), ground);
-        }
         self.slot(number).step = Step::Allocate;
-        ground.engine.allocate(allocation, start, end - start, self.tag(number));
+        ground.engine.allocate(allocation, start, end - start, tag);
     }
 
     /// Writes the piece, after it was made whole sectors.

@@ -18,6 +18,8 @@ pub const OP_FLUSH_DISKCACHE: u8 = 3;
 pub const OP_DISCARD: u8 = 5;
 /// A read or write whose segments stand in granted pages.
 pub const OP_INDIRECT: u8 = 6;
+/// A discard's flag: make what was there unrecoverable.
+pub const DISCARD_SECURE: u8 = 1;
 
 /// Answer: done.
 pub const STATUS_OKAY: i16 = 0;
@@ -98,6 +100,15 @@ pub enum Body {
         /// The pages' grant references.
         grefs: [u32; INDIRECT_PAGES_MAX],
     },
+    /// Discard.
+    Discard {
+        /// [`DISCARD_SECURE`], or zero.
+        flag: u8,
+        /// In 512-byte sectors.
+        sector: u64,
+        /// How many of them.
+        sectors: u64,
+    },
     /// An operation that this back end does not offer.
     Other,
 }
@@ -141,6 +152,11 @@ pub fn decode(abi: Abi, entry: &[u8; ENTRY_BYTES_MAX]) -> Descriptor {
             segment_count: u16::from_le_bytes([entry[2], entry[3]]),
             sector: long(entry, base + 8),
             grefs: std::array::from_fn(|n| word(entry, base + 20 + n * 4)),
+        },
+        OP_DISCARD => Body::Discard {
+            flag: entry[1],
+            sector: long(entry, base + 8),
+            sectors: long(entry, base + 16),
         },
         _ => Body::Other,
     };
@@ -209,6 +225,11 @@ mod tests {
             };
             assert_eq!((operation, segment_count, sector), (OP_WRITE, 256, 77));
             assert_eq!(grefs[0], 41);
+
+            entry[0] = OP_DISCARD;
+            entry[base + 16..base + 24].copy_from_slice(&(1u64 << 33).to_le_bytes());
+            let body = Body::Discard { flag: OP_WRITE, sector: 77, sectors: 1 << 33 };
+            assert_eq!(decode(abi, &entry).body, body);
         }
     }
 }

@@ -8,6 +8,7 @@ use super::abi::{
     OP_WRITE_BARRIER, SEGMENTS_INLINE_MAX, SEGMENTS_PER_PAGE, STATUS_EOPNOTSUPP, STATUS_ERROR,
     Segment,
 };
+use zerotap_rpc_schema::worker::Discard;
 
 /// Segments of an indirect request that this back end accepts: 1 MiB in whole pages.
 pub const INDIRECT_SEGMENTS_MAX: usize = 256;
@@ -25,6 +26,8 @@ pub struct Limits {
     pub sector_bytes: u32,
     /// Refuse all that writes.
     pub read_only: bool,
+    /// Which ranges are forgotten on request, where that was offered.
+    pub discard: Option<Discard>,
 }
 
 /// What a request does to the data, apart from flushes.
@@ -34,6 +37,11 @@ pub enum Transfer {
     Read,
     /// Guest to image.
     Write,
+    /// Forget so many sectors, whole units of the image: none where the guest named less than one.
+    Discard {
+        /// In 512-byte sectors.
+        sectors: u64,
+    },
     /// None: a flush or barrier without data.
     None,
 }
@@ -91,6 +99,9 @@ pub enum Refusal {
     /// A write to a read-only disk.
     #[error("the disk is read-only")]
     ReadOnly,
+    /// A discard of nothing.
+    #[error("the request names no sectors")]
+    Empty,
 }
 
 impl Refusal {
@@ -117,6 +128,9 @@ pub fn judge(descriptor: &Descriptor, limits: &Limits) -> Result<(Plan, Source),
         Body::Indirect { operation, segment_count, sector, grefs } => {
             let count = usize::from(segment_count);
             (indirect(operation, count, sector)?, Source::Indirect(grefs))
+        }
+        Body::Discard { flag, sector, sectors } => {
+            (discard(flag, sector, sectors, limits)?, Source::Inline(Default::default()))
         }
         Body::Other => return Err(Refusal::Unsupported),
     };
@@ -162,12 +176,47 @@ fn indirect(operation: u8, count: usize, sector: u64) -> Result<Plan, Refusal> {
     })
 }
 
-/// Judges a plan's segments; answers the bytes that the request moves.
+/// A hint: what is left of the range when it is rounded inwards to units is forgotten. A secure one
+/// would be a promise about every copy that the storage below ever made, which none gives.
+fn discard(flag: u8, sector: u64, sectors: u64, limits: &Limits) -> Result<Plan, Refusal> {
+    if limits.read_only {
+        return Err(Refusal::ReadOnly);
+    }
+    let Some(units) = limits.discard.filter(|_| flag == 0) else {
+        return Err(Refusal::Unsupported);
+    };
+    if sectors == 0 {
+        return Err(Refusal::Empty);
+    }
+    let block = u64::from(limits.sector_bytes) / SECTOR_BYTES;
+    if !sector.is_multiple_of(block) || !sectors.is_multiple_of(block) {
+        return Err(Refusal::Unaligned);
+    }
+    let end = sector.checked_add(sectors).filter(|&end| end <= limits.sectors);
+    let end = end.ok_or(Refusal::BeyondEnd)?;
+    let unit = (u64::from(units.granularity_bytes) / SECTOR_BYTES).max(1);
+    let first = u64::from(units.alignment_bytes) / SECTOR_BYTES;
+    let start = first + sector.saturating_sub(first).div_ceil(unit) * unit;
+    let end = first + end.saturating_sub(first) / unit * unit;
+    Ok(Plan {
+        barrier: false,
+        flush_before: false,
+        transfer: Transfer::Discard { sectors: end.saturating_sub(start) },
+        flush_after: false,
+        sector: start,
+        segment_count: 0,
+    })
+}
+
+/// Judges a plan's segments; answers the bytes that the request moves or forgets.
 ///
 /// # Errors
 /// What is wrong with them.
-pub fn judge_segments(plan: &Plan, segments: &[Segment], limits: &Limits) -> Result<u32, Refusal> {
+pub fn judge_segments(plan: &Plan, segments: &[Segment], limits: &Limits) -> Result<u64, Refusal> {
     debug_assert_eq!(plan.segment_count, segments.len());
+    if let Transfer::Discard { sectors } = plan.transfer {
+        return Ok(sectors * SECTOR_BYTES);
+    }
     let sectors_per_block = u64::from(limits.sector_bytes) / SECTOR_BYTES;
     let mut sectors = 0u64;
     for segment in segments {
@@ -189,7 +238,7 @@ pub fn judge_segments(plan: &Plan, segments: &[Segment], limits: &Limits) -> Res
     if sectors > 0 && end > limits.sectors {
         return Err(Refusal::BeyondEnd);
     }
-    u32::try_from(sectors * SECTOR_BYTES).map_err(|_| Refusal::SegmentCount)
+    Ok(sectors * SECTOR_BYTES)
 }
 
 /// How many pages of segments an indirect request of `segment_count` has.

@@ -9,7 +9,7 @@ use rustix::fs::{Mode, OFlags, open};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{Ordering, fence};
-use zerotap_datapath::ring::abi::{Abi, OP_INDIRECT, entry_bytes, ring_entries};
+use zerotap_datapath::ring::abi::{Abi, OP_DISCARD, OP_INDIRECT, entry_bytes, ring_entries};
 use zerotap_datapath::ring::shared::{PAGE_BYTES, SharedMapping};
 use zerotap_datapath::xen::sim::{
     GRANT_BYTES, GRANT_READ_ONLY, GRANT_VALID, GRANTS_MAX, HOLDERS_MAX, USES_BYTES, uses_name,
@@ -91,8 +91,8 @@ impl Front {
         };
         let vbd = VbdId { domid, devid: DEVID };
         let evtchn = open(rig.directory(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-        let (transfer, journaled) = (Some(transfer), None);
-        let connect = Ask::Connect { vbd, read_only, ring, transfer, journaled };
+        let (discard, transfer, journaled) = (true, Some(transfer), None);
+        let connect = Ask::Connect { vbd, read_only, discard, ring, transfer, journaled };
         let answer = control.ask(connect, Some(&evtchn.unwrap()));
         assert_eq!(answer, Answer::Done);
         let entries = ring_entries(abi, ring_pages as usize);
@@ -133,6 +133,16 @@ impl Front {
         for (n, segment) in segments.iter().enumerate() {
             entry[array + n * 8..][..8].copy_from_slice(&encode(*segment));
         }
+        self.produce(&entry);
+        self.answers(1)[0]
+    }
+
+    /// One discard; answers its status.
+    pub fn discard(&mut self, flag: u8, sector: u64, sectors: u64) -> i16 {
+        let mut entry = self.entry(OP_DISCARD, sector);
+        entry[1] = flag;
+        let count = self.base() + 16;
+        entry[count..count + 8].copy_from_slice(&sectors.to_le_bytes());
         self.produce(&entry);
         self.answers(1)[0]
     }

@@ -9,6 +9,7 @@ use rustix::net::{
 use std::io::{BufRead, BufReader, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use zerotap_datapath::engine::choice::choose;
@@ -18,7 +19,7 @@ use zerotap_datapath::worker::{Given, Worker};
 use zerotap_datapath::xen::Host;
 use zerotap_datapath::xen::budget::Budget;
 use zerotap_rpc_schema::engine::{EngineChoice, EngineSetting};
-use zerotap_rpc_schema::worker::{Answer, Ask, PROTOCOL, Reply, Request, TransferRule};
+use zerotap_rpc_schema::worker::{Answer, Ask, Discard, PROTOCOL, Reply, Request, TransferRule};
 
 const DEADLINE: Timespec = Timespec { tv_sec: 20, tv_nsec: 0 };
 
@@ -66,7 +67,8 @@ impl Rig {
         let gntdev = open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).unwrap();
         // Engine and devices belong to one thread: they are made in it.
         let worker = std::thread::spawn(move || {
-            let mut image = Image::new(image).unwrap();
+            let units = Discard { granularity_bytes: 4096, alignment_bytes: 0 };
+            let mut image = Image::new(image).unwrap().allow_discard(units);
             if let Some(bytes) = memory_align {
                 image = image.assume_memory_align(bytes);
             }
@@ -96,6 +98,10 @@ impl Rig {
 
     pub fn image(&self) -> Vec<u8> {
         std::fs::read(self.path("image")).unwrap()
+    }
+
+    pub fn allocated_bytes(&self) -> u64 {
+        std::fs::metadata(self.path("image")).unwrap().blocks() * 512
     }
 
     pub fn shrink_image(&self, bytes: u64) {

@@ -21,6 +21,8 @@ const VBD_COUNTERS: &[Row<Counters>] = &[
     ("reads", "Reads answered with success.", |it| it.reads),
     ("writes", "Writes answered with success.", |it| it.writes),
     ("flushes", "Flushes and barriers without data answered with success.", |it| it.flushes),
+    ("discards", "Discards answered with success.", |it| it.discards),
+    ("discarded_bytes", "Bytes that the guest discarded.", |it| it.discard_bytes),
     ("read_bytes", "Bytes that the guest read.", |it| it.read_bytes),
     ("written_bytes", "Bytes that the guest wrote.", |it| it.write_bytes),
     ("refused", "Requests refused: malformed, out of range or forbidden.", |it| it.refused),
@@ -173,6 +175,7 @@ fn vbds(vbds: &[VbdLook], text: &mut Text) {
             ("read", &it.read_latency),
             ("write", &it.write_latency),
             ("flush", &it.flush_latency),
+            ("discard", &it.discard_latency),
         ];
         operations.map(|(name, latency)| (labels.with("operation", name), latency))
     });

@@ -113,6 +113,7 @@ async fn stat_all(core: &Core) -> Result<Vec<VbdStat>, StorageError> {
             read_latency: counters.read_latency,
             write_latency: counters.write_latency,
             flush_latency: counters.flush_latency,
+            discard_latency: counters.discard_latency,
             age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
         })
     };

@@ -55,11 +55,8 @@ async fn core(dir: &Path) -> Arc<Core> {
     let registry = Registry::new(state, Arc::clone(&srs), workers, launcher, "qdisk".into());
     let text = |text: &str| text.to_string();
     let kinds = vec![text("qdisk")];
-    let vbds = Vbds::start(
-        VbdConfig { kinds, events: events.clone() },
-        Arc::clone(&registry),
-        mpsc::channel(1).1,
-    );
+    let config = VbdConfig { kinds, offer: Default::default(), events: events.clone() };
+    let vbds = Vbds::start(config, Arc::clone(&registry), mpsc::channel(1).1);
     let (host, boot_id, since) = (text("sim"), text("b"), text("s"));
     let (calls, watched) = Default::default();
     Arc::new(Core { srs, registry, vbds, host, boot_id, engine, since, calls, watched, events })

@@ -49,10 +49,8 @@ impl FileSr {
         let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let fd = rustix::fs::open(&path, flags, Mode::empty())
             .map_err(|error| failed("open", &path, &error.into()))?;
-        let preallocated =
-            record.sm_config.get("allocation").is_some_and(|value| value == "preallocated");
         let before = record.virtual_size;
-        let grown = lay_out(&fd, before, size, preallocated)
+        let grown = lay_out(&fd, before, size, record.is_preallocated())
             .and_then(|()| {
                 fault::point!("data has grown");
                 rustix::fs::fsync(&fd)
@@ -66,6 +64,17 @@ impl FileSr {
             return Err(error);
         }
         Ok(size)
+    }
+
+    /// The size in bytes of a volume's block device that has more than the volume.
+    ///
+    /// # Errors
+    /// As [`FileSr::volume`]; the device cannot be looked at.
+    pub fn outgrown(&self, key: &str) -> Result<Option<i64>, StorageError> {
+        let record = self.volume(key)?;
+        let Some(device) = &record.device else { return Ok(None) };
+        let there = image::inspect_device(device)?.size;
+        Ok((there > record.virtual_size).then_some(there))
     }
 
     /// After a crash: lets the record say `new_size` when the data has grown, and cuts data off

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::error::number;
-use zerotap_rpc_schema::worker::TransferRule;
+use zerotap_rpc_schema::worker::{Discard, TransferRule};
 
 /// How long a block device may be claimed by someone else before it is refused.
 const CLAIM_DEADLINE: Duration = Duration::from_secs(2);
@@ -27,6 +27,7 @@ pub struct Image {
     path: PathBuf,
     read_only: bool,
     transfer: Option<TransferRule>,
+    preallocated: bool,
 }
 
 /// What is known of a block device that shall be a volume.
@@ -92,7 +93,7 @@ impl Image {
                 record.virtual_size, record.virtual_size
             )));
         }
-        Ok(Image { fd, path, read_only, transfer: None })
+        Ok(Image { fd, path, read_only, transfer: None, preallocated: record.is_preallocated() })
     }
 
     /// The same with a rule for how guests' pages are reached.
@@ -111,12 +112,6 @@ impl Image {
     #[must_use]
     pub fn is_networked(&self) -> bool {
         transport::is_networked(&self.fd)
-    }
-
-    /// Whether it is open for reading alone.
-    #[must_use]
-    pub fn read_only(&self) -> bool {
-        self.read_only
     }
 
     /// Takes the fence, or says that someone else still has it. Never waits.
@@ -147,6 +142,29 @@ impl Image {
         held.is_ok() && held == there
     }
 
+    /// In which units ranges of it may be forgotten; `None` where they may not. What was allocated
+    /// beforehand must stay so: the guest paid for it that a write never fails for want of space.
+    #[must_use]
+    pub fn discard(&self) -> Option<Discard> {
+        if self.read_only || self.preallocated {
+            return None;
+        }
+        let stat = rustix::fs::fstat(&self.fd).ok()?;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice {
+            return device_discard(stat.st_rdev);
+        }
+        // As Linux's loop driver has it (`loop_config_discard`): the file system's block.
+        let block = rustix::fs::fstatvfs(&self.fd).ok()?.f_bsize;
+        let granularity_bytes = u32::try_from(block).ok().filter(|&bytes| bytes > 0)?;
+        Some(Discard { granularity_bytes, alignment_bytes: 0 })
+    }
+
+    /// Whether it is open for reading alone.
+    #[must_use]
+    pub fn read_only(&self) -> bool {
+        self.read_only
+    }
+
     /// Where the data lies.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -162,8 +180,9 @@ impl Image {
             let text = format!("{}: {error}", self.path.display());
             StorageError::backend(number::VDI_UNAVAILABLE, text)
         })?;
-        let (path, read_only, transfer) = (self.path.clone(), self.read_only, self.transfer);
-        Ok(Image { fd, path, read_only, transfer })
+        let (path, transfer) = (self.path.clone(), self.transfer);
+        let (read_only, preallocated) = (self.read_only, self.preallocated);
+        Ok(Image { fd, path, read_only, transfer, preallocated })
     }
 
     /// The descriptor for the worker; the fence goes with it.
@@ -171,6 +190,18 @@ impl Image {
     pub fn into_fd(self) -> OwnedFd {
         self.fd
     }
+}
+
+/// What the kernel tells of a device's discards (Documentation/ABI/stable/sysfs-block). A partition
+/// has its disk's queue.
+fn device_discard(number: u64) -> Option<Discard> {
+    let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+    let dir = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
+    let whole = if dir.join("partition").exists() { dir.join("..") } else { dir.clone() };
+    let read = |path: PathBuf| std::fs::read_to_string(path).ok()?.trim().parse::<u32>().ok();
+    let granularity_bytes = read(whole.join("queue/discard_granularity")).filter(|&it| it > 0)?;
+    let alignment_bytes = read(dir.join("discard_alignment")).unwrap_or(0);
+    Some(Discard { granularity_bytes, alignment_bytes })
 }
 
 /// A worker that has just ended may have its claim on a block device for some milliseconds more.

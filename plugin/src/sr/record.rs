@@ -192,6 +192,12 @@ impl Record {
         Ok(())
     }
 
+    /// Whether its space was all allocated when it was made, and is to stay so.
+    #[must_use]
+    pub fn is_preallocated(&self) -> bool {
+        self.sm_config.get("allocation").is_some_and(|value| value == "preallocated")
+    }
+
     /// The file that holds the data, where no block device does.
     #[must_use]
     pub fn data_file(key: &str) -> String {

@@ -172,9 +172,7 @@ impl FileSr {
         let fd = rustix::fs::open(&path, flags, Mode::from(0o600))
             .map_err(|error| failed("create", &path, &error.into()))?;
         fault::point!("a data file is made");
-        let preallocated =
-            record.sm_config.get("allocation").is_some_and(|value| value == "preallocated");
-        let made = lay_out(&fd, 0, record.virtual_size, preallocated)
+        let made = lay_out(&fd, 0, record.virtual_size, record.is_preallocated())
             .and_then(|()| rustix::fs::fsync(&fd))
             .and_then(|()| {
                 let dir = rustix::fs::open(&self.dir, OFlags::RDONLY, Mode::empty())?;

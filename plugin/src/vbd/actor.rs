@@ -351,15 +351,17 @@ impl Actor {
     fn act(&mut self, action: Action) {
         match action {
             Action::Connect(ring, how) => {
-                let (disk, id) = (self.disk.clone(), self.address.id);
-                let (read_only, transfer) = (self.identity.read_only, self.identity.transfer);
+                let (disk, id, identity) =
+                    (self.disk.clone(), self.address.id, self.identity.clone());
                 self.jobs.spawn(async move {
                     let Some(disk) = disk else {
                         return Done::Connected(None, Err(WorkerError::Gone));
                     };
                     // One that knows no rules would not understand the call.
-                    let transfer = disk.transfer().and(transfer);
-                    let outcome = disk.connect(id, ring, read_only, transfer, how).await;
+                    let transfer = disk.transfer().and(identity.transfer);
+                    let discard = identity.discard(&disk.image()).is_some();
+                    let outcome =
+                        disk.connect(id, ring, identity.read_only, discard, transfer, how).await;
                     if let Err(WorkerError::Deadline { .. }) = outcome {
                         // It may yet have done it.
                         let_go(&*disk, id).await;

@@ -15,7 +15,7 @@ mod words;
 
 pub use judge::BROKEN;
 pub use words::{
-    Action, BackendSight, ConnectError, Event, Publication, PublishError, Sight, Worker,
+    Action, BackendSight, ConnectError, Event, Medium, Publication, PublishError, Sight, Worker,
 };
 
 use super::frontend::Fault;
@@ -270,8 +270,12 @@ impl Backend {
                 let backend = self.sight.as_mut().and_then(|sight| sight.backend.as_mut());
                 if let (Some(backend), Some(publication)) = (backend, publication) {
                     backend.state = Some(publication.state().to_string());
-                    if let Publication::Properties(worker) = publication {
-                        backend.sectors = Some(worker.image.sectors);
+                    match publication {
+                        Publication::Properties(worker) => {
+                            backend.sectors = Some(worker.image.sectors);
+                        }
+                        Publication::NoMedium => backend.sectors = Some(0),
+                        Publication::Offers(_) | Publication::State(_) => {}
                     }
                 }
             }

@@ -39,12 +39,14 @@ pub trait Disk: Debug + Send + Sync {
     fn transfer(&self) -> Option<TransferRule>;
     /// The rings that it serves.
     fn connected(&self) -> Answer<'_, Vec<Connected>>;
-    /// Has it serve a ring; by a rule only if it knows rules.
+    /// Has it serve a ring; with `discard` only if its image has that, by a rule only if it knows
+    /// rules.
     fn connect(
         &self,
         vbd: VbdId,
         ring: RingParameters,
         read_only: bool,
+        discard: bool,
         transfer: Option<TransferRule>,
         how: Journaled,
     ) -> Answer<'_, ()>;
@@ -150,10 +152,11 @@ impl Disk for WorkerHandle {
         vbd: VbdId,
         ring: RingParameters,
         read_only: bool,
+        discard: bool,
         transfer: Option<TransferRule>,
         how: Journaled,
     ) -> Answer<'_, ()> {
-        Box::pin(self.connect(vbd, ring, read_only, transfer, how))
+        Box::pin(self.connect(vbd, ring, read_only, discard, transfer, how))
     }
 
     fn disconnect(&self, vbd: VbdId) -> Answer<'_, ()> {

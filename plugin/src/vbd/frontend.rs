@@ -38,9 +38,31 @@ pub enum Fault {
     /// A layout of ring entries that is not known.
     #[error("the frontend's protocol is neither x86_64-abi nor x86_32-abi")]
     Protocol,
-    /// No queue, or more than are ever offered.
-    #[error("the frontend wants {0} queues; 1 to {QUEUES_MAX} are possible")]
-    Queues(u32),
+    /// No queue, or more than were offered.
+    #[error("the frontend wants {count} queues; 1 to {max} were offered")]
+    Queues {
+        /// The frontend's.
+        count: u32,
+        /// Ours.
+        max: u32,
+    },
+}
+
+/// What a frontend was offered, as far as it bounds its ring.
+#[derive(Debug, Clone, Copy)]
+pub struct Offered {
+    /// Queues.
+    pub queues: u32,
+    /// The ring's order.
+    pub ring_page_order: u32,
+}
+
+impl Default for Offered {
+    /// The most that there ever is.
+    fn default() -> Self {
+        let queues = u32::try_from(QUEUES_MAX).unwrap_or(1);
+        Offered { queues, ring_page_order: RING_PAGE_ORDER_MAX }
+    }
 }
 
 /// Which keys may matter, whatever the others say.
@@ -76,20 +98,24 @@ fn prefix(number: u32, count: u32) -> String {
     if count == 1 { String::new() } else { format!("queue-{number}/") }
 }
 
-/// Reads the ring's parameters. `key` answers a key's value, `None` when it is not there; a value
+/// Reads the ring's parameters, not beyond what was `offered`. `key` answers a key's value, `None` when it is not there; a value
 /// that is no text is any that parses as nothing.
 ///
 /// # Errors
 /// The first [`Fault`] found.
-pub fn parse<'a>(key: impl Fn(&str) -> Option<&'a str>) -> Result<RingParameters, Fault> {
+pub fn parse<'a>(
+    key: impl Fn(&str) -> Option<&'a str>,
+    offered: Offered,
+) -> Result<RingParameters, Fault> {
     let count = optional(&key, "multi-queue-num-queues", u32::MAX)?.unwrap_or(1);
-    if count == 0 || count as usize > QUEUES_MAX {
-        return Err(Fault::Queues(count));
+    let max = offered.queues;
+    if count == 0 || count > max {
+        return Err(Fault::Queues { count, max });
     }
     let queue = |number| {
         let prefix = prefix(number, count);
         Ok(QueueParameters {
-            ring_refs: ring_refs(&key, &prefix)?,
+            ring_refs: ring_refs(&key, &prefix, offered.ring_page_order)?,
             port: required(&key, &format!("{prefix}event-channel"))?,
         })
     };
@@ -109,12 +135,14 @@ fn numbered_ring_refs(ring_page_order: Option<&str>) -> u32 {
 /// `ring-page-order` decides, even when it is 0: with it the references are `ring-ref0` and on. A
 /// fall back to `ring-ref` could map what an earlier driver left there (blkback regression
 /// d75e7f63).
-fn ring_refs<'a>(key: &impl Fn(&str) -> Option<&'a str>, prefix: &str) -> Result<Vec<u32>, Fault> {
+fn ring_refs<'a>(
+    key: &impl Fn(&str) -> Option<&'a str>,
+    prefix: &str,
+    max: u32,
+) -> Result<Vec<u32>, Fault> {
     match optional(key, "ring-page-order", u32::MAX)? {
         None => Ok(vec![required(key, &format!("{prefix}ring-ref"))?]),
-        Some(order) if order > RING_PAGE_ORDER_MAX => {
-            Err(Fault::TooLarge { order, max: RING_PAGE_ORDER_MAX })
-        }
+        Some(order) if order > max => Err(Fault::TooLarge { order, max }),
         Some(order) => {
             (0..1 << order).map(|n| required(key, &format!("{prefix}ring-ref{n}"))).collect()
         }
@@ -160,7 +188,7 @@ mod tests {
 
     fn read(keys: &[(&str, &str)]) -> Result<RingParameters, Fault> {
         let keys: BTreeMap<_, _> = keys.iter().copied().collect();
-        parse(|key| keys.get(key).copied())
+        parse(|key| keys.get(key).copied(), Offered::default())
     }
 
     const PLAIN: &[(&str, &str)] = &[("event-channel", "9"), ("ring-ref", "8")];
@@ -192,12 +220,12 @@ mod tests {
         assert_eq!(read(&PLAIN[..1]), Err(Fault::Missing("ring-ref".to_owned())));
         assert_eq!(with("ring-page-order", "5"), Err(Fault::TooLarge { order: 5, max: 4 }));
         assert_eq!(with("protocol", "mips-abi"), Err(Fault::Protocol));
-        assert_eq!(with("multi-queue-num-queues", "5"), Err(Fault::Queues(5)));
+        assert_eq!(with("multi-queue-num-queues", "5"), Err(Fault::Queues { count: 5, max: 4 }));
         assert_eq!(
             with("multi-queue-num-queues", "2"),
             Err(Fault::Missing("queue-0/ring-ref".to_owned()))
         );
-        assert_eq!(with("multi-queue-num-queues", "0"), Err(Fault::Queues(0)));
+        assert_eq!(with("multi-queue-num-queues", "0"), Err(Fault::Queues { count: 0, max: 4 }));
         assert!(with("multi-queue-num-queues", "1").is_ok());
         for garbage in ["", "-1", "+1", " 1", "1 ", "0x1", "4294967296", "1\0", "①"] {
             for key in ["ring-ref", "event-channel", "ring-page-order", "feature-persistent"] {
@@ -209,6 +237,18 @@ mod tests {
         }
         assert!(with("feature-persistent", "1").unwrap().persistent);
         assert_eq!(with("protocol", "x86_64-abi").unwrap().protocol, Abi::X86_64);
+    }
+
+    #[test]
+    fn more_than_was_offered_is_refused() {
+        let offered = Offered { queues: 1, ring_page_order: 1 };
+        let read = |key, value| {
+            let keys = BTreeMap::from([("event-channel", "9"), ("ring-ref", "8"), (key, value)]);
+            parse(|key| keys.get(key).copied(), offered)
+        };
+        let queues = Fault::Queues { count: 2, max: 1 };
+        assert_eq!(read("multi-queue-num-queues", "2"), Err(queues));
+        assert_eq!(read("ring-page-order", "2"), Err(Fault::TooLarge { order: 2, max: 1 }));
     }
 
     #[test]
@@ -252,7 +292,7 @@ mod tests {
                 let at = keys.iter().position(|known| known == key)?;
                 values.get(at).map(String::as_str).filter(|value| !value.is_empty())
             };
-            if let Ok(ring) = parse(lookup) {
+            if let Ok(ring) = parse(lookup, Offered::default()) {
                 prop_assert!((1..=QUEUES_MAX).contains(&ring.queues.len()));
                 for queue in &ring.queues {
                     let pages = queue.ring_refs.len();

@@ -9,6 +9,7 @@ pub mod backend;
 pub mod device;
 pub mod disk;
 pub mod frontend;
+pub mod offer;
 mod pace;
 mod plug;
 pub mod publish;
@@ -27,6 +28,7 @@ use crate::worker::WorkerNews;
 use crate::xenstore::Store;
 use crate::xenstore::live::Live;
 use disk::{Disks, News};
+use offer::Offer;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{OnceCell, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -42,6 +44,8 @@ pub struct VbdConfig {
     pub kinds: Vec<String>,
     /// Where changes are told.
     pub events: Events,
+    /// What guests are offered at the most.
+    pub offer: Offer,
 }
 
 /// All VBDs of this host. All work is done in tasks of its own: a caller may go at any moment.
@@ -95,6 +99,7 @@ impl Vbds {
             disks: disks.clone(),
             kinds,
             events: config.events,
+            offer: config.offer,
             shared: shared.clone(),
             own: sender,
         };

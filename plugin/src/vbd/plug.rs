@@ -7,6 +7,7 @@ use super::Vbds;
 use super::actor::Message;
 use super::address::Address;
 use super::device;
+use super::offer::Offer;
 use super::publish::OWN_KIND;
 use super::reading::{self, Found};
 use super::report::bad_request;
@@ -198,7 +199,7 @@ impl Vbds {
         address: &Address,
         what: &str,
     ) -> Result<Option<watch::Receiver<Status>>, StorageError> {
-        let found = reading::identity(&*self.store, address).await;
+        let found = reading::identity(&*self.store, address, &Offer::default()).await;
         match found.map_err(|error| failed(what, &error))? {
             Found::Foreign | Found::Wrong(_) => Ok(self.receiver(address.id)),
             Found::Ours(_) => {

@@ -4,8 +4,9 @@
 //! as text. Called by `actor` and `watcher`.
 
 use super::address::{Address, OWN_DOMID};
-use super::backend::{Backend, BackendSight, Sight};
-use super::frontend::{self, Fault};
+use super::backend::{Backend, BackendSight, Medium, Sight};
+use super::frontend::{self, Fault, Offered};
+use super::offer::Offer;
 use super::publish::{Identity, OWN_KIND};
 use crate::vdi::VdiId;
 use crate::xenstore::{Store, StoreError, read_if_there};
@@ -27,12 +28,18 @@ pub enum Found {
     Wrong(String),
 }
 
-/// Reads who a backend directory is.
+/// Reads who a backend directory is; `offer` is what its guest gets at the most.
 ///
 /// # Errors
 /// When xenstored does not answer.
-pub async fn identity(store: &dyn Store, address: &Address) -> Result<Found, StoreError> {
-    let Some(vdi) = vdi(store, address).await? else { return Ok(Found::Foreign) };
+pub async fn identity(
+    store: &dyn Store,
+    address: &Address,
+    offer: &Offer,
+) -> Result<Found, StoreError> {
+    let Params { vdi: Some(vdi), .. } = params(store, address).await? else {
+        return Ok(Found::Foreign);
+    };
     let key = async |name: &str| text(store, &address.key(name)).await;
     let (frontend, wanted) = (key("frontend").await?, address.frontend());
     if frontend.as_deref() != Some(&wanted) {
@@ -48,25 +55,42 @@ pub async fn identity(store: &dyn Store, address: &Address) -> Result<Found, Sto
         Some("r") => true,
         _ => return Ok(Found::Wrong("its mode is neither r nor w".to_owned())),
     };
-    let cdrom = key("device-type").await?.as_deref() == Some("cdrom");
+    // xenopsd writes it into the frontend's directory alone. A guest that changes it there can only
+    // make its own disk read-only.
+    let theirs = format!("{}/device-type", address.frontend());
+    let device_type = match key("device-type").await? {
+        Some(device_type) => Some(device_type),
+        None => text(store, &theirs).await?,
+    };
+    let cdrom = device_type.as_deref() == Some("cdrom");
     let removable = key("removable").await?.as_deref() == Some("1");
     let transfer = match key(TRANSFER).await?.map(|rule| rule.parse()) {
         Some(Err(why)) => return Ok(Found::Wrong(format!("its {TRANSFER}: {why}"))),
         rule => rule.and_then(Result::ok),
     };
+    let mut offer = offer.clone();
+    offer.discard &= key("discard-enable").await?.as_deref() != Some("0");
     let read_only = read_only || cdrom;
-    Ok(Found::Ours(Identity { vdi, read_only, cdrom, removable, transfer }))
+    Ok(Found::Ours(Identity { vdi, read_only, cdrom, removable, transfer, offer }))
 }
 
-/// The VDI that a backend directory means: `params`, or what xenopsd makes of a datapath's answer.
-async fn vdi(store: &dyn Store, address: &Address) -> Result<Option<VdiId>, StoreError> {
-    for key in ["params", "qemu-params"] {
-        let params = text(store, &address.key(key)).await?;
-        if let Some(vdi) = params.as_deref().and_then(VdiId::from_params) {
-            return Ok(Some(vdi));
-        }
+/// What `params` says.
+struct Params {
+    /// The VDI that the directory means; that of a drive whose medium was ejected, if it tells.
+    vdi: Option<VdiId>,
+    /// It is empty: what xenopsd writes to eject a CD.
+    empty: bool,
+}
+
+/// Reads `params`, or what xenopsd makes of a datapath's answer.
+async fn params(store: &dyn Store, address: &Address) -> Result<Params, StoreError> {
+    let params = text(store, &address.key("params")).await?;
+    if let Some(vdi) = params.as_deref().and_then(VdiId::from_params) {
+        return Ok(Params { vdi: Some(vdi), empty: false });
     }
-    Ok(None)
+    let first = text(store, &address.key("qemu-params")).await?;
+    let vdi = first.as_deref().and_then(VdiId::from_params);
+    Ok(Params { vdi, empty: params.is_some_and(|params| params.is_empty()) })
 }
 
 /// Reads both directories. A directory that has become another device's counts as gone.
@@ -86,7 +110,14 @@ pub async fn sight(
     if backend.is_none() || !machine.wants_ring(state.as_deref()) {
         return Ok(Sight { backend, alive, frontend_state: state, ring: None });
     }
-    let (frontend_state, ring) = ring(store, &directory).await?;
+    let (frontend_state, mut ring) = ring(store, address).await?;
+    if let Ok(ring) = &mut ring {
+        // Both ends must have offered it; a guest that is connected goes by what it read then.
+        let connected = backend.as_ref().is_some_and(|it| it.state.as_deref() == Some("4"));
+        let told = text(store, &address.key("feature-persistent")).await?;
+        ring.persistent &= identity.offer.persistent_grants;
+        ring.persistent &= !connected || told.as_deref() == Some("1");
+    }
     let ring = machine.wants_ring(frontend_state.as_deref()).then_some(ring);
     Ok(Sight { backend, alive, frontend_state, ring })
 }
@@ -96,15 +127,19 @@ async fn backend(
     address: &Address,
     identity: &Identity,
 ) -> Result<Option<BackendSight>, StoreError> {
-    if vdi(store, address).await?.as_ref() != Some(&identity.vdi) {
-        return if is_itself(store, address).await? { Ok(None) } else { Err(lost()) };
-    }
+    let params = params(store, address).await?;
+    let medium = match &params.vdi {
+        _ if identity.cdrom && params.empty => Medium::Ejected,
+        Some(vdi) if *vdi == identity.vdi => Medium::Here,
+        Some(_) if identity.cdrom => Medium::Another,
+        _ => return if is_itself(store, address).await? { Ok(None) } else { Err(lost()) },
+    };
     let key = async |name: &str| text(store, &address.key(name)).await;
     let online = key("online").await?.as_deref() != Some("0");
     let ready =
         address.kind == OWN_KIND || key("hotplug-status").await?.as_deref() == Some("connected");
     let sectors = key("sectors").await?.and_then(|text| text.parse().ok());
-    Ok(Some(BackendSight { state: key("state").await?, online, ready, sectors }))
+    Ok(Some(BackendSight { state: key("state").await?, online, ready, sectors, medium }))
 }
 
 /// Whether this is the xenstore that the device was found in: a xenstored that was started again
@@ -127,7 +162,9 @@ type Published = (Option<String>, Result<RingParameters, Fault>);
 
 /// Reads the state and what was published with it as of one moment: keys that the guest was writing
 /// anew meanwhile belong to no ring.
-async fn ring(store: &dyn Store, directory: &str) -> Result<Published, StoreError> {
+async fn ring(store: &dyn Store, address: &Address) -> Result<Published, StoreError> {
+    let offered = offered(store, address).await?;
+    let directory = &address.frontend();
     let mut names: Vec<String> = vec!["state".to_owned()];
     names.extend(frontend::KEYS.iter().map(|&name| name.to_owned()));
     let mut keys = read_all(store, directory, &names).await?;
@@ -136,8 +173,21 @@ async fn ring(store: &dyn Store, directory: &str) -> Result<Published, StoreErro
         names.extend(further);
         keys = read_all(store, directory, &names).await?;
     }
-    let ring = frontend::parse(|name| keys.get(name).map(String::as_str));
+    let ring = frontend::parse(|name| keys.get(name).map(String::as_str), offered);
     Ok((keys.remove("state"), ring))
+}
+
+/// What this guest was offered: what stands in our own directory, whatever would be offered now.
+async fn offered(store: &dyn Store, address: &Address) -> Result<Offered, StoreError> {
+    let number = async |name: &str, most: u32| {
+        let told = text(store, &address.key(name)).await?;
+        Ok(told.and_then(|told| frontend::number(&told, most)).unwrap_or(most))
+    };
+    let most = Offered::default();
+    Ok(Offered {
+        queues: number("multi-queue-max-queues", most.queues).await?,
+        ring_page_order: number("max-ring-page-order", most.ring_page_order).await?,
+    })
 }
 
 async fn read_all(

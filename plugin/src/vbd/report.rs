@@ -12,7 +12,7 @@ use std::time::Duration;
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::admin::{Trouble, Vbd, VbdParams, VbdStat};
 use zerotap_rpc_schema::error::number;
-use zerotap_rpc_schema::worker::{VbdCounters, VbdId};
+use zerotap_rpc_schema::worker::{ImageInfo, VbdCounters, VbdId};
 
 /// How long the first question after the start may wait for what the last daemon left.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(2);
@@ -64,12 +64,16 @@ impl Vbds {
         Ok(VbdStat {
             vbd,
             ring: status.ring,
-            image: disk.map(|disk| disk.image()),
+            image: disk.map(|disk| {
+                let image = disk.image();
+                ImageInfo { discard: status.identity.discard(&image), ..image }
+            }),
             counters: counters.counters,
             read_latency: counters.read_latency,
             write_latency: counters.write_latency,
             flush_latency: counters.flush_latency,
             age_ms: 0,
+            discard_latency: counters.discard_latency,
         })
     }
 

@@ -7,6 +7,7 @@
 use super::actor::{self, Hold, Message};
 use super::address::{self, Address, Own, Spot};
 use super::disk::{Disks, News};
+use super::offer::Offer;
 use super::reading::{self, Found};
 use crate::events::Events;
 use crate::xenstore::{Store, StoreError, Watch};
@@ -91,6 +92,8 @@ pub struct Watcher {
     pub kinds: Vec<String>,
     /// Where changes are told.
     pub events: Events,
+    /// What guests are offered at the most.
+    pub offer: Offer,
     /// What it keeps.
     pub shared: Shared,
     /// Told once our own domain is known.
@@ -227,7 +230,7 @@ impl Watcher {
     /// Starts an actor for a device if it is ours.
     async fn consider(&self, own: Own, key: Key, attention: &Arc<Attention>) {
         let address = Address { id: key.1, kind: key.0.clone(), own };
-        let found = match reading::identity(&*self.store, &address).await {
+        let found = match reading::identity(&*self.store, &address, &self.offer).await {
             Ok(found) => found,
             // Once xenstored is back, all is looked at anew.
             Err(error) => return tracing::debug!(vbd = %key.1, %error, "not read"),

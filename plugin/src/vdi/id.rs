@@ -20,9 +20,11 @@ impl VdiId {
         VdiId { sr: sr.into(), vdi: vdi.into() }
     }
 
-    /// Reads a backend directory's `params`: `zerotap:<sr>/<vdi>`.
+    /// Reads a backend directory's `params`: `zerotap:<sr>/<vdi>`. xenopsd puts a `/` before it when
+    /// it inserts the CD that was in the drive before, so that the value changes.
     #[must_use]
     pub fn from_params(params: &str) -> Option<Self> {
+        let params = params.strip_prefix('/').unwrap_or(params);
         let (sr, vdi) = params.strip_prefix(PARAMS_SCHEME)?.split_once('/')?;
         let named = !sr.is_empty() && !vdi.is_empty() && !vdi.contains('/');
         named.then(|| VdiId::new(sr, vdi))
@@ -62,8 +64,18 @@ mod tests {
     #[test]
     fn params_lead_back_to_the_vdi() {
         let id = VdiId::new("sr", "vdi");
+        assert_eq!(VdiId::from_params(&format!("/{}", id.to_params())), Some(id.clone()));
         assert_eq!(VdiId::from_params(&id.to_params()), Some(id));
-        for foreign in ["", "zerotap:", "zerotap:sr", "zerotap:sr/", "zerotap:/vdi", "aio:/x/y"] {
+        for foreign in [
+            "",
+            "/",
+            "//zerotap:sr/vdi",
+            "zerotap:",
+            "zerotap:sr",
+            "zerotap:sr/",
+            "zerotap:/vdi",
+            "aio:/x/y",
+        ] {
             assert_eq!(VdiId::from_params(foreign), None, "{foreign}");
         }
         assert_eq!(VdiId::from_params("zerotap:a/b/c"), None);

@@ -3,7 +3,7 @@
 //! `registry` is the door, `actor` the queue behind it, `automaton` the rules (pure), `datapath`,
 //! `volume`, `resize`, `revert`, `service` and `replace` what the commands do, `epoch` disks that
 //! forget, `recover` what a new daemon does first, `supervise` what becomes of dead workers,
-//! `chores` what is tried again, `tasks` what lasts.
+//! `chores` what is tried again, `outgrown` what is watched, `tasks` what lasts.
 
 pub mod actor;
 pub mod automaton;
@@ -11,6 +11,7 @@ pub mod chores;
 mod datapath;
 mod epoch;
 mod id;
+pub mod outgrown;
 pub mod recover;
 pub mod registry;
 mod replace;

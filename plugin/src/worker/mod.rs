@@ -280,6 +280,7 @@ impl WorkerHandle {
         vbd: VbdId,
         ring: RingParameters,
         read_only: bool,
+        discard: bool,
         transfer: Option<TransferRule>,
         how: Journaled,
     ) -> Result<(), WorkerError> {
@@ -300,7 +301,7 @@ impl WorkerHandle {
                 return Err(WorkerError::Refused(text));
             }
         }
-        let ask = Ask::Connect { vbd, read_only, ring, transfer, journaled };
+        let ask = Ask::Connect { vbd, read_only, discard, ring, transfer, journaled };
         self.0.client.done("connect", ask, descriptors, CONNECT_DEADLINE).await
     }
 

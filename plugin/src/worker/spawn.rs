@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 use zerotap_rpc_schema::engine::{EngineChoice, EngineSetting};
-use zerotap_rpc_schema::worker::TransferRule;
+use zerotap_rpc_schema::worker::{Discard, TransferRule};
 
 /// Where a worker finds its descriptors.
 const LISTENER_FD: i32 = 3;
@@ -210,6 +210,10 @@ impl Launcher {
         }
         if image.is_networked() {
             options.push("--network".to_owned());
+        }
+        if let Some(Discard { granularity_bytes, alignment_bytes }) = image.discard() {
+            options.push("--discard".to_owned());
+            options.push(format!("{granularity_bytes}:{alignment_bytes}"));
         }
         options
     }

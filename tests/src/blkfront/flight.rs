@@ -1,6 +1,6 @@
 //! Requests in flight: grants, slots, cookies, answers.
 
-use super::request::{Io, encode_direct, encode_indirect, encode_segment};
+use super::request::{Io, encode_direct, encode_discard, encode_indirect, encode_segment};
 use super::{Blkfront, Queue};
 use crate::guest::{Domain, FRAME_BYTES};
 use anyhow::{Context as _, ensure};
@@ -79,7 +79,9 @@ impl Blkfront {
             segments.push(Segment { gref, first: piece.first, last: piece.last });
         }
         let (id, operation, sector) = (flight.id, flight.io.op.byte(), flight.io.sector);
-        let entry = if segments.len() <= SEGMENTS_INLINE_MAX {
+        let entry = if let super::Op::Discard { sectors } = flight.io.op {
+            encode_discard(self.options.abi, id, 0, sector, sectors)
+        } else if segments.len() <= SEGMENTS_INLINE_MAX {
             let count = u8::try_from(segments.len())?;
             encode_direct(self.options.abi, id, operation, count, sector, &segments)
         } else {

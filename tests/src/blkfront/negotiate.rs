@@ -7,8 +7,10 @@ use super::{Blkfront, NEGOTIATION_SECONDS_MAX, Queue, state};
 use crate::xenstore::{Client, errno};
 use crate::xenstored::wire::Errno;
 use anyhow::{Context as _, ensure};
+use std::ops::Range;
 use std::time::{Duration, Instant};
 use zerotap_datapath::ring::abi::{Abi, SEGMENTS_INLINE_MAX};
+use zerotap_rpc_schema::worker::Discard;
 
 /// How a front end wants to be.
 #[derive(Debug, Clone)]
@@ -66,6 +68,24 @@ pub struct Disk {
     pub flush: bool,
     /// Whether barriers are offered.
     pub barrier: bool,
+    /// In which units ranges can be forgotten.
+    pub discard: Option<Discard>,
+}
+
+impl Disk {
+    /// Which of `sectors` a discard of them forgets: whole units.
+    #[must_use]
+    pub fn forgets(&self, sectors: &Range<u64>) -> Range<u64> {
+        let Some(Discard { granularity_bytes, alignment_bytes }) = self.discard else {
+            return 0..0;
+        };
+        let (unit, first) = (u64::from(granularity_bytes / 512), u64::from(alignment_bytes / 512));
+        let units = (first..sectors.end).step_by(unit.max(1) as usize);
+        let mut whole = units.filter(|&at| at >= sectors.start && at + unit <= sectors.end);
+        let start = whole.next();
+        let last = whole.last().or(start);
+        start.zip(last).map_or(0..0, |(start, last)| start..last + unit)
+    }
 }
 
 /// Where the keys of `count` queues stand in the front end's directory.
@@ -218,6 +238,7 @@ impl Blkfront {
         let (xenstore, dir) = (&mut self.xenstore, &self.backend);
         let mut flag = |key| Ok::<_, anyhow::Error>(number(xenstore, dir, key, Some(0u32))? != 0);
         let (flush, barrier) = (flag("feature-flush-cache")?, flag("feature-barrier")?);
+        let discards = flag("feature-discard")?;
         let persistent = flag("feature-persistent")? && self.options.persistent;
         let info: u32 = number(xenstore, dir, "info", None)?;
         let sector_bytes = number(xenstore, dir, "sector-size", None)?;
@@ -239,6 +260,14 @@ impl Blkfront {
             queues: self.disk.queues,
             flush,
             barrier,
+            discard: discards
+                .then(|| {
+                    Ok::<_, anyhow::Error>(Discard {
+                        granularity_bytes: number(xenstore, dir, "discard-granularity", None)?,
+                        alignment_bytes: number(xenstore, dir, "discard-alignment", None)?,
+                    })
+                })
+                .transpose()?,
         };
         let whole = disk.sector_bytes >= 512
             && disk.sector_bytes.is_power_of_two()

@@ -1,8 +1,8 @@
 //! A request as the guest means it, and its bytes in the ring.
 
 use zerotap_datapath::ring::abi::{
-    Abi, ENTRY_BYTES_MAX, INDIRECT_PAGES_MAX, OP_FLUSH_DISKCACHE, OP_INDIRECT, OP_READ, OP_WRITE,
-    OP_WRITE_BARRIER, SEGMENT_BYTES, SEGMENTS_INLINE_MAX, Segment,
+    Abi, ENTRY_BYTES_MAX, INDIRECT_PAGES_MAX, OP_DISCARD, OP_FLUSH_DISKCACHE, OP_INDIRECT, OP_READ,
+    OP_WRITE, OP_WRITE_BARRIER, SEGMENT_BYTES, SEGMENTS_INLINE_MAX, Segment,
 };
 
 /// What a request does.
@@ -16,6 +16,11 @@ pub enum Op {
     Barrier,
     /// Make durable what was answered.
     Flush,
+    /// Forget so many sectors.
+    Discard {
+        /// In 512-byte sectors.
+        sectors: u64,
+    },
 }
 
 impl Op {
@@ -27,6 +32,7 @@ impl Op {
             Op::Write => OP_WRITE,
             Op::Barrier => OP_WRITE_BARRIER,
             Op::Flush => OP_FLUSH_DISKCACHE,
+            Op::Discard { .. } => OP_DISCARD,
         }
     }
 }
@@ -65,7 +71,10 @@ impl Io {
     /// Its length in sectors.
     #[must_use]
     pub fn sectors(&self) -> u64 {
-        self.pieces.iter().map(Piece::sectors).sum()
+        match self.op {
+            Op::Discard { sectors } => sectors,
+            _ => self.pieces.iter().map(Piece::sectors).sum(),
+        }
     }
 }
 
@@ -132,6 +141,20 @@ pub fn encode_indirect(
     entry
 }
 
+/// The bytes of a discard; `flag` is taken as it is.
+#[must_use]
+pub fn encode_discard(
+    abi: Abi,
+    id: u64,
+    flag: u8,
+    sector: u64,
+    sectors: u64,
+) -> [u8; ENTRY_BYTES_MAX] {
+    let mut entry = encode_direct(abi, id, OP_DISCARD, flag, sector, &[]);
+    put(&mut entry, base(abi) + 16, &sectors.to_le_bytes());
+    entry
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,6 +177,9 @@ mod tests {
             };
             assert_eq!((operation, segment_count, sector), (OP_READ, 256, 8));
             assert_eq!(grefs[..3], [41, 42, 0]);
+
+            let body = Body::Discard { flag: 1, sector: 8, sectors: 1 << 40 };
+            assert_eq!(decode(abi, &encode_discard(abi, 3, 1, 8, 1 << 40)).body, body);
         }
     }
 }

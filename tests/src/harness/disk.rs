@@ -1,5 +1,6 @@
 //! What most scenarios do first: an SR, a VDI, attach, activate, plug.
 
+use super::loop_device::LoopDevice;
 use super::{Host, Rpc, eventually, uuid};
 use std::path::PathBuf;
 use zerotap_rpc_schema::admin::{VbdParams, VbdPlugParams, VbdStat, VbdUnplugParams};
@@ -84,6 +85,20 @@ impl Host {
         let (dbg, sr) = (String::new(), sr.to_owned());
         let params = VdiCreateParams { dbg, sr, vdi_info: VdiInfo::new("scenario", bytes) };
         self.rpc().call::<table::VdiCreate>(&params)
+    }
+
+    /// Makes a block device the volume of a new SR.
+    ///
+    /// # Errors
+    /// What the daemon answers.
+    pub fn adopt(&self, device: &LoopDevice) -> anyhow::Result<Vdi> {
+        let (sr, sr_dir) = self.create_sr()?;
+        let mut vdi_info = VdiInfo::new("a device", 0);
+        let path = device.path().display().to_string();
+        vdi_info.sm_config = Pairs::from([("device".to_owned(), path)]);
+        let params = VdiCreateParams { dbg: String::new(), sr: sr.clone(), vdi_info };
+        let vdi = self.rpc().call::<table::VdiCreate>(&params)?.vdi;
+        Ok(Vdi { sr, vdi, sr_dir })
     }
 
     /// A new VDI in a new SR, attached and activated for `domid`.

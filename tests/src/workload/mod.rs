@@ -9,6 +9,7 @@ pub mod progress;
 pub mod random;
 
 pub use model::Model;
+use model::UNWRITTEN;
 pub use progress::{Outcome, Progress, Report};
 
 use crate::blkfront::{Blkfront, Completion, Io, Op, state};
@@ -163,8 +164,13 @@ impl Workload<'_> {
             && self.submitted < self.plan.requests_max
         {
             let Some(io) = self.choose()? else { return Ok(()) };
-            let write = matches!(io.op, Op::Write | Op::Barrier) && !io.pieces.is_empty();
-            let generation = write.then(|| self.model.next_generation());
+            let generation = match io.op {
+                Op::Discard { .. } => Some(UNWRITTEN),
+                Op::Write | Op::Barrier if !io.pieces.is_empty() => {
+                    Some(self.model.next_generation())
+                }
+                _ => None,
+            };
             pages::fill(self.front.domain().memory(), self.model, &io, generation);
             let slot = self.front.submit(io)?;
             if self.sent.len() <= slot {
@@ -184,6 +190,7 @@ impl Workload<'_> {
             true => Op::Read,
             false if disk.flush && self.random.chance(3) => Op::Flush,
             false if disk.barrier && self.random.chance(2) => Op::Barrier,
+            false if disk.discard.is_some() && self.random.chance(3) => Op::Discard { sectors: 0 },
             false => Op::Write,
         };
         if op == Op::Flush || (op == Op::Barrier && self.random.chance(20)) {
@@ -204,8 +211,12 @@ impl Workload<'_> {
         let indirect = matches!(op, Op::Read | Op::Write);
         let pieces_max = if indirect { disk.segments_max } else { SEGMENTS_INLINE_MAX };
         let (domain, random) = (self.front.domain(), &mut self.random);
-        let pieces = pages::lay_out(domain, random, sectors, unit8, pieces_max)?;
-        let mut io = Io { op, sector: 0, pieces };
+        let mut io = if let Op::Discard { .. } = op {
+            Io { op: Op::Discard { sectors }, sector: 0, pieces: Vec::new() }
+        } else {
+            let pieces = pages::lay_out(domain, random, sectors, unit8, pieces_max)?;
+            Io { op, sector: 0, pieces }
+        };
         for _ in 0..PLACES_MAX {
             io.sector = self.random.below((limit - io.sectors()) / unit + 1) * unit;
             if self.model.claim(io.sector..io.sector + io.sectors(), !read) {
@@ -232,18 +243,17 @@ impl Workload<'_> {
         let sent = self.sent[*slot].take().context("the workload did not send this")?;
         let success = *status == 0;
         let range = io.sector..io.sector + io.sectors();
+        let changed = self.changed(io);
         let domain = self.front.domain();
         pages::check(domain.memory(), self.model, io, sent.generation, success)
             .map_err(anyhow::Error::msg)?;
         io.pieces.iter().for_each(|piece| domain.free_frame(piece.frame));
         match sent.generation {
-            Some(generation) if success => self.model.written(range.clone(), generation),
-            Some(generation) => self.model.unsure(range.clone(), generation),
+            Some(generation) if success => self.model.written(changed, generation),
+            Some(generation) => self.model.unsure(changed, generation),
             None => {}
         }
-        if !io.pieces.is_empty() {
-            self.model.release(range, sent.generation.is_some());
-        }
+        self.model.release(range, sent.generation.is_some());
         self.progress.count(io, success);
         ensure!(success || !self.plan.errors_fatal, "the back end answered with an error");
         Ok(())
@@ -253,12 +263,19 @@ impl Workload<'_> {
     fn abandon(&mut self) -> Outcome {
         for (slot, io) in self.front.abandon() {
             if let Some(generation) = self.sent[slot].take().and_then(|sent| sent.generation) {
-                self.model.unsure(io.sector..io.sector + io.sectors(), generation);
+                self.model.unsure(self.changed(&io), generation);
             }
-            if !io.pieces.is_empty() {
-                self.model.release(io.sector..io.sector + io.sectors(), io.op != Op::Read);
-            }
+            self.model.release(io.sector..io.sector + io.sectors(), io.op != Op::Read);
         }
         Outcome::Abandoned
+    }
+
+    /// Which sectors a request that writes, or forgets, changes.
+    fn changed(&self, io: &Io) -> std::ops::Range<u64> {
+        let range = io.sector..io.sector + io.sectors();
+        match io.op {
+            Op::Discard { .. } => self.front.disk().forgets(&range),
+            _ => range,
+        }
     }
 }

@@ -12,8 +12,8 @@ use std::path::Path;
 /// Bytes of a sector.
 pub const SECTOR_BYTES: usize = 512;
 
-/// Never written through this model: zeros when the disk was fresh.
-const UNWRITTEN: u32 = 0;
+/// Never written through this model, or discarded: zeros when the disk was fresh.
+pub(super) const UNWRITTEN: u32 = 0;
 /// Written by somebody else before: only its form is known.
 const FOREIGN: u32 = u32::MAX;
 

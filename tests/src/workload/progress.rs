@@ -22,6 +22,8 @@ pub struct Progress {
     pub write_bytes: AtomicU64,
     /// Flushes and barriers.
     pub flushes: AtomicU64,
+    /// Discards.
+    pub discards: AtomicU64,
     /// Requests answered with an error.
     pub errors: AtomicU64,
     /// Reconnects done.
@@ -53,6 +55,8 @@ pub struct Report {
     pub write_bytes: u64,
     /// Flushes and barriers.
     pub flushes: u64,
+    /// Discards.
+    pub discards: u64,
     /// How long, seconds.
     pub seconds: f64,
     /// Requests a second.
@@ -94,6 +98,7 @@ impl Progress {
                 add(&self.write_bytes, bytes);
                 add(&self.flushes, 1)
             }
+            (true, Op::Discard { .. }) => add(&self.discards, 1),
         };
         // Last, so that who waits for it sees the others.
         self.requests.fetch_add(1, Ordering::Release);
@@ -116,6 +121,7 @@ impl Progress {
             read_bytes: self.read_bytes.load(Ordering::Relaxed),
             write_bytes: self.write_bytes.load(Ordering::Relaxed),
             flushes: self.flushes.load(Ordering::Relaxed),
+            discards: self.discards.load(Ordering::Relaxed),
             seconds,
             iops: requests as f64 / seconds.max(f64::MIN_POSITIVE),
             errors: self.errors.load(Ordering::Relaxed),

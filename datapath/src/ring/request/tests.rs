@@ -1,11 +1,13 @@
 //! Every rule has a request that breaks only it; random requests never escape the disk.
 
 use super::*;
-use crate::ring::abi::{ENTRY_BYTES_MAX, decode};
+use crate::ring::abi::{DISCARD_SECURE, ENTRY_BYTES_MAX, OP_DISCARD, decode};
 use proptest::prelude::*;
 use zerotap_rpc_schema::worker::Abi;
 
-const DISK: Limits = Limits { sectors: 1000, sector_bytes: 512, read_only: false };
+const UNITS: Discard = Discard { granularity_bytes: 4096, alignment_bytes: 1024 };
+const DISK: Limits =
+    Limits { sectors: 1000, sector_bytes: 512, read_only: false, discard: Some(UNITS) };
 const FULL: Segment = Segment { gref: 1, first: 0, last: 7 };
 
 fn direct_request(operation: u8, segment_count: u8, sector: u64) -> Descriptor {
@@ -13,7 +15,7 @@ fn direct_request(operation: u8, segment_count: u8, sector: u64) -> Descriptor {
     Descriptor { id: 1, operation, body: Body::Direct { segment_count, sector, segments } }
 }
 
-fn judge_all(descriptor: &Descriptor, limits: &Limits) -> Result<(Plan, u32), Refusal> {
+fn judge_all(descriptor: &Descriptor, limits: &Limits) -> Result<(Plan, u64), Refusal> {
     let (plan, source) = judge(descriptor, limits)?;
     let Source::Inline(segments) = source else { panic!("inline") };
     let bytes = judge_segments(&plan, &segments[..plan.segment_count], limits)?;
@@ -101,7 +103,74 @@ fn indirect_requests_are_bounded() {
     assert_eq!((indirect_pages(1), indirect_pages(512), indirect_pages(513)), (1, 1, 2));
 }
 
+fn discard_request(flag: u8, sector: u64, sectors: u64) -> Descriptor {
+    Descriptor { id: 1, operation: OP_DISCARD, body: Body::Discard { flag, sector, sectors } }
+}
+
+#[test]
+fn a_discard_is_rounded_inwards_to_units() {
+    // Units begin at sectors 2, 10, 18 and so on.
+    for ((sector, sectors), (start, bytes)) in [
+        ((0, 1000), (2, 992 * 512)),
+        ((2, 8), (2, 4096)),
+        ((2, 7), (2, 0)),
+        ((3, 7), (10, 0)),
+        ((3, 15), (10, 4096)),
+        ((0, 1), (2, 0)),
+        ((999, 1), (1002, 0)),
+    ] {
+        let (plan, whole) = judge_all(&discard_request(0, sector, sectors), &DISK).unwrap();
+        let transfer = Transfer::Discard { sectors: bytes / 512 };
+        assert_eq!((plan.transfer, plan.sector, whole), (transfer, start, bytes), "{sector}");
+        assert!(!plan.barrier && !plan.flush_before && !plan.flush_after);
+    }
+}
+
+#[test]
+fn each_rule_of_discards_refuses() {
+    let refused = |flag, sector, sectors, disk| {
+        judge_all(&discard_request(flag, sector, sectors), &disk).unwrap_err()
+    };
+    assert_eq!(refused(0, 8, 0, DISK), Refusal::Empty);
+    assert_eq!(refused(0, 999, 2, DISK), Refusal::BeyondEnd);
+    assert_eq!(refused(0, 1000, 1, DISK), Refusal::BeyondEnd);
+    assert_eq!(refused(0, 8, u64::MAX, DISK), Refusal::BeyondEnd);
+    assert_eq!(refused(0, u64::MAX, 8, DISK), Refusal::BeyondEnd);
+    assert_eq!(refused(DISCARD_SECURE, 8, 8, DISK), Refusal::Unsupported);
+    assert_eq!(refused(2, 8, 8, DISK), Refusal::Unsupported);
+    assert_eq!(refused(0, 8, 8, Limits { discard: None, ..DISK }), Refusal::Unsupported);
+    assert_eq!(refused(0, 8, 8, Limits { read_only: true, ..DISK }), Refusal::ReadOnly);
+    let large = Limits { sector_bytes: 4096, ..DISK };
+    assert_eq!(refused(0, 4, 8, large), Refusal::Unaligned);
+    assert_eq!(refused(0, 8, 4, large), Refusal::Unaligned);
+}
+
 proptest! {
+    #[test]
+    fn a_discard_forgets_nothing_outside_and_only_whole_units(
+        sector in prop_oneof![0u64..1100, any::<u64>()],
+        sectors in prop_oneof![0u64..1100, any::<u64>()],
+        granularity_bytes in prop_oneof![0u32..70_000, any::<u32>()],
+        alignment_bytes in prop_oneof![0u32..70_000, any::<u32>()],
+    ) {
+        let discard = Some(Discard { granularity_bytes, alignment_bytes });
+        let disk = Limits { discard, ..DISK };
+        let judged = judge_all(&discard_request(0, sector, sectors), &disk);
+        let outside = sector.checked_add(sectors).is_none_or(|end| end > disk.sectors);
+        prop_assert_eq!(judged.is_err(), sectors == 0 || outside);
+        if let Ok((plan, bytes)) = judged && bytes > 0 {
+            let (start, end) = (plan.sector, plan.sector + bytes / 512);
+            prop_assert!(sector <= start && end <= sector + sectors);
+            let unit = u64::from(granularity_bytes / 512).max(1);
+            let first = u64::from(alignment_bytes / 512);
+            prop_assert!((start - first).is_multiple_of(unit));
+            prop_assert!((end - first).is_multiple_of(unit));
+            // Nothing is left out that was a whole unit.
+            prop_assert!(start < sector + unit || start == first);
+            prop_assert!(end + unit > sector + sectors);
+        }
+    }
+
     #[test]
     fn whatever_the_bytes_a_judged_request_stays_inside(
         entry in proptest::array::uniform32(any::<u8>()),
@@ -120,11 +189,13 @@ proptest! {
         let disk = Limits { sector_bytes: if large { 4096 } else { 512 }, ..DISK };
         let descriptor = decode(abi, &bytes);
         if let Ok((plan, Source::Inline(segments))) = judge(&descriptor, &disk) {
+            prop_assert!(plan.segment_count <= SEGMENTS_INLINE_MAX);
             let segments = &segments[..plan.segment_count];
             if let Ok(bytes) = judge_segments(&plan, segments, &disk) {
-                let end = plan.sector.saturating_add(u64::from(bytes) / 512);
+                let end = plan.sector.saturating_add(bytes / 512);
                 prop_assert!(bytes == 0 || end <= disk.sectors);
-                prop_assert!(bytes as usize <= segments.len() * 4096);
+                let discard = matches!(plan.transfer, Transfer::Discard { .. });
+                prop_assert!(discard || bytes as usize <= segments.len() * 4096);
             }
         }
     }

@@ -63,6 +63,7 @@ fn rates(before: &VbdStat, now: &VbdStat, seconds: f64) -> Rates {
         (&now.read_latency, &before.read_latency),
         (&now.write_latency, &before.write_latency),
         (&now.flush_latency, &before.flush_latency),
+        (&now.discard_latency, &before.discard_latency),
     ] {
         latency.merge(&now.since(before));
     }

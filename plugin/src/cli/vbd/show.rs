@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use zerotap_rpc_schema::Histogram;
 use zerotap_rpc_schema::admin::{Vbd, VbdParams, VbdStat, Worker};
 use zerotap_rpc_schema::table::{VbdStatMethod, WorkerList};
-use zerotap_rpc_schema::worker::{Abi, Counters, ImageInfo, RingParameters};
+use zerotap_rpc_schema::worker::{Abi, Counters, Discard, ImageInfo, RingParameters};
 
 /// Counters some time ago.
 struct Earlier {
@@ -86,7 +86,13 @@ fn identity(vbd: &Vbd, now: Timestamp) -> Vec<(&'static str, String)> {
 fn image_text(image: &ImageInfo) -> String {
     let capacity = size::human(image.sectors.saturating_mul(512));
     let (logical, physical) = (image.sector_bytes, image.physical_sector_bytes);
-    format!("{capacity}, sectors of {logical} B (physical {physical} B)")
+    let discard = match image.discard {
+        Some(Discard { granularity_bytes, .. }) => {
+            format!("discards units of {granularity_bytes} B")
+        }
+        None => "does not discard".to_owned(),
+    };
+    format!("{capacity}, sectors of {logical} B (physical {physical} B), {discard}")
 }
 
 fn ring_text(ring: &RingParameters) -> String {
@@ -176,6 +182,12 @@ fn requests(stat: &VbdStat, earlier: Option<&Earlier>, start: Option<&Earlier>) 
             bytes: |_| 0,
             latency: &stat.flush_latency,
         },
+        Kind {
+            name: "discard",
+            count: |counters| counters.discards,
+            bytes: |counters| counters.discard_bytes,
+            latency: &stat.discard_latency,
+        },
     ];
     let rows: Vec<_> = kinds.iter().map(|kind| kind.row(&stat.counters, earlier, start)).collect();
     let header =
@@ -235,6 +247,7 @@ pub(in crate::cli::vbd) mod tests {
                 sector_bytes: 512,
                 physical_sector_bytes: 4096,
                 memory_align_bytes: 512,
+                discard: Some(Discard { granularity_bytes: 4096, alignment_bytes: 0 }),
             }),
             counters: Counters {
                 reads: 3000,
@@ -252,6 +265,7 @@ pub(in crate::cli::vbd) mod tests {
             write_latency: Histogram::default(),
             flush_latency: Histogram::default(),
             age_ms: 0,
+            discard_latency: Histogram::default(),
         }
     }
 
@@ -281,7 +295,7 @@ pub(in crate::cli::vbd) mod tests {
             "VBD                 xvda of domain 5, RW, zerotap\n",
             "State               connected since 2026-01-01T00:00:00Z (10s ago)\n",
             "Held by             vbd/5/xvda\n",
-            "Image               256 MiB, sectors of 512 B (physical 4096 B)\n",
+            "Image               256 MiB, sectors of 512 B (physical 4096 B), discards units of 4096 B\n",
             "Ring                2 pages, event channel 7, x86_64-abi, persistent grants\n",
             "In flight           32 requests\n",
             "Bytes mapped        11.7 MiB\n",

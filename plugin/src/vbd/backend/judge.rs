@@ -6,7 +6,7 @@
 
 use super::super::frontend::Fault;
 use super::super::xenbus::State;
-use super::{Action, Backend, BackendSight, Publication, Ring, Serving, Sight, Worker};
+use super::{Action, Backend, BackendSight, Medium, Publication, Ring, Serving, Sight, Worker};
 use zerotap_rpc_schema::worker::Journaled;
 
 const UNKNOWN: &str = "\
@@ -18,6 +18,8 @@ pub(super) const NO_DOMAIN: &str = "\
     there is no such domain yet, or no more: remove the device's directories if there will be none";
 pub(super) const NO_WORKER: &str = "\
     no worker serves the VDI: activate it (VDI.activate3), the guest waits";
+pub(super) const NO_MEDIUM: &str = "\
+    no medium is in the drive: insert one";
 pub(super) const LOST: &str = "\
     what the former worker had taken of this guest's ring cannot be known: the guest's disk stands \
     still until the guest is restarted, or the VBD is unplugged (VBD.unplug with force) and \
@@ -84,6 +86,11 @@ impl Backend {
             ));
         };
         let frontend = sight.frontend_state.as_deref().unwrap_or("0");
+        if backend.medium != Medium::Here
+            && let Some(verdict) = self.eject(backend, own)
+        {
+            return verdict;
+        }
         match State::parse(frontend) {
             // The toolstack writes the frontend's directory at the same time.
             Some(Unknown) if own == Initialising => Verdict::wait(),
@@ -101,6 +108,19 @@ impl Backend {
         }
     }
 
+    /// The medium is not in the drive any more: lets go of the ring, and tells a guest that is
+    /// connected. `None` when that is done.
+    fn eject(&self, backend: &BackendSight, own: State) -> Option<Verdict> {
+        if self.connected_ring().is_some() {
+            return Some(Verdict::act(Action::Disconnect));
+        }
+        let connected = matches!(self.ring, Ring::Paused(_)) && own == State::Connected;
+        if connected && backend.sectors != Some(0) {
+            return Some(self.publish(backend, Publication::NoMedium));
+        }
+        (backend.medium == Medium::Another).then(|| Verdict::act(Action::End))
+    }
+
     /// The frontend is at its beginning, for the first time or again (driver reload, kexec,
     /// resume).
     fn offer(&self, sight: &Sight, backend: &BackendSight, own: State) -> Verdict {
@@ -115,6 +135,7 @@ impl Backend {
             _ if own == State::InitWait => Verdict::wait(),
             _ if !backend.ready => Verdict::trouble(NOT_READY),
             _ if !sight.alive => Verdict::trouble(NO_DOMAIN),
+            _ if backend.medium == Medium::Ejected => Verdict::trouble(NO_MEDIUM),
             Serving::Ready(worker) if worker.read_only && !self.read_only => Verdict::trouble(
                 "the VDI is activated read-only and the VBD is read-write: activate it read-write \
                  (VDI.activate3) or plug the VBD read-only",
@@ -166,12 +187,17 @@ impl Backend {
         }
         let live = sight.frontend_state.as_deref().and_then(State::parse) == Some(State::Connected)
             && matches!(own, State::Connected | State::Closing);
+        if backend.medium == Medium::Ejected {
+            return Verdict::trouble(NO_MEDIUM);
+        }
+        // Told that there is no medium, it has nothing in flight.
+        let emptied = backend.sectors == Some(0);
         // What a guest that is connected writes into its keys means nothing, as long as we know
         // its ring. A daemon that came anew does not: a journal knows which ring it is of.
         let (wanted, how) = match &self.ring {
             Ring::Paused(ring) if live => (Some(Ok(ring.clone())), Journaled::Begin),
             Ring::Orphaned(ring) if live => (Some(Ok(ring.clone())), Journaled::Resume),
-            _ if live => (sight.ring.clone(), Journaled::Resume),
+            _ if live && !emptied => (sight.ring.clone(), Journaled::Resume),
             _ => (sight.ring.clone(), Journaled::Begin),
         };
         let Some(wanted) = wanted else { return Verdict::wait() };

@@ -3,7 +3,7 @@
 mod random;
 mod world;
 
-use super::judge::{LOST, NO_DOMAIN, NO_WORKER, NOT_READY};
+use super::judge::{LOST, NO_DOMAIN, NO_MEDIUM, NO_WORKER, NOT_READY};
 use super::*;
 use world::{World, fresh};
 use zerotap_rpc_schema::worker::{Abi, ImageInfo, QueueParameters};
@@ -19,6 +19,7 @@ fn worker() -> Worker {
         sector_bytes: 512,
         physical_sector_bytes: 4096,
         memory_align_bytes: 512,
+        discard: None,
     };
     Worker {
         pid: 77,
@@ -120,6 +121,49 @@ fn a_kexeced_or_resumed_guest_is_served_anew() {
     world.guest("3");
     assert_eq!((world.state(), world.served.as_ref()), ("4", Some(&ring(10))));
     assert_eq!(world.states, ["2", "4", "2", "4"]);
+}
+
+#[test]
+fn a_medium_is_ejected_and_inserted_under_a_connected_guest() {
+    let mut world = World::connected();
+    let insert = |world: &mut World, medium| {
+        world.backend.as_mut().unwrap().medium = medium;
+        world.settle();
+    };
+    insert(&mut world, Medium::Ejected);
+    assert_eq!((world.state(), world.served.is_some()), ("4", false));
+    assert_eq!(world.backend.as_ref().unwrap().sectors, Some(0), "the guest is told");
+    assert_eq!(world.machine().trouble(), Some(NO_MEDIUM));
+    insert(&mut world, Medium::Here);
+    assert_eq!(world.served.as_ref(), Some(&ring(5)), "the same ring");
+    assert_eq!(world.backend.as_ref().unwrap().sectors, Some(2048));
+    assert_eq!(world.machine().trouble(), None);
+    // Another without an ejection: this machine's end, and a new one takes the ring up.
+    insert(&mut world, Medium::Another);
+    assert!(world.ended && world.served.is_none());
+    assert_eq!(world.backend.as_ref().unwrap().sectors, Some(0));
+    (world.machine, world.ended) = (Some(fresh(false, true)), false);
+    world.backend.as_mut().unwrap().medium = Medium::Here;
+    world.sectors = 512;
+    world.worker();
+    assert_eq!((world.state(), world.served.as_ref()), ("4", Some(&ring(5))));
+    assert_eq!(world.backend.as_ref().unwrap().sectors, Some(512), "smaller than the last");
+    world.guest("6");
+    assert_eq!((world.state(), world.served.is_some()), ("6", false));
+}
+
+#[test]
+fn an_empty_drive_is_not_offered_and_a_lost_ring_not_told_of() {
+    let mut world = World::new();
+    world.backend.as_mut().unwrap().medium = Medium::Ejected;
+    world.worker();
+    assert_eq!((world.state(), world.machine().trouble()), ("1", Some(NO_MEDIUM)));
+    let mut world = World::connected();
+    world.worker_dies();
+    world.backend.as_mut().unwrap().medium = Medium::Ejected;
+    world.settle();
+    let sectors = world.backend.as_ref().unwrap().sectors;
+    assert_eq!(sectors, Some(2048), "its requests were not answered: it must start anew");
 }
 
 #[test]

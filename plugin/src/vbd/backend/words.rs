@@ -28,6 +28,22 @@ pub struct BackendSight {
     pub ready: bool,
     /// `sectors`: the capacity that the guest was told of.
     pub sectors: Option<u64>,
+    /// What is in the drive; a disk always has its own.
+    pub medium: Medium,
+}
+
+/// What is in a CD drive. Source: xenopsd's `qemu_media_change` (xen-api ocaml/xenopsd/xc/device.ml),
+/// which rewrites `params`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Medium {
+    /// The VDI that the device began with.
+    #[default]
+    Here,
+    /// Nothing.
+    Ejected,
+    /// Another VDI: this device is over once the guest's ring was let go, and one with that VDI
+    /// begins.
+    Another,
 }
 
 /// The worker that serves the VDI.
@@ -127,6 +143,9 @@ pub enum Publication {
     /// What a frontend has to know before it makes its disk; then `Connected`. Written over
     /// `Connected` it makes the frontend read `sectors` anew: the image has grown.
     Properties(Worker),
+    /// Written over `Connected`, once the ring was let go with every request answered: the disk has
+    /// no sectors until there is a medium again. The guest fails what is asked of it meanwhile.
+    NoMedium,
     /// A state and nothing else.
     State(State),
 }
@@ -137,7 +156,7 @@ impl Publication {
     pub fn state(&self) -> State {
         match self {
             Publication::Offers(_) => State::InitWait,
-            Publication::Properties(_) => State::Connected,
+            Publication::Properties(_) | Publication::NoMedium => State::Connected,
             Publication::State(state) => *state,
         }
     }

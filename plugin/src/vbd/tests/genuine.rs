@@ -30,7 +30,11 @@ impl Real {
 
     fn start(disks: &PretendedDisks) -> (mpsc::Sender<News>, Arc<Vbds>) {
         let (news, receiver) = mpsc::channel(16);
-        let config = VbdConfig { kinds: vec!["qdisk".to_owned()], events: Events::default() };
+        let config = VbdConfig {
+            kinds: vec!["qdisk".to_owned()],
+            offer: Default::default(),
+            events: Events::default(),
+        };
         let store = Arc::new(crate::xenstore::live::Live::start());
         (news, Vbds::with(config, store, Arc::new(disks.clone()), receiver))
     }

@@ -140,7 +140,11 @@ impl Stage {
 
 fn start(store: &Memory, disks: &PretendedDisks) -> (mpsc::Sender<News>, Arc<Vbds>) {
     let (news, receiver) = mpsc::channel(16);
-    let config = VbdConfig { kinds: vec!["qdisk".to_owned()], events: Events::default() };
+    let config = VbdConfig {
+        kinds: vec!["qdisk".to_owned()],
+        offer: Default::default(),
+        events: Events::default(),
+    };
     let vbds = Vbds::with(config, Arc::new(store.clone()), Arc::new(disks.clone()), receiver);
     (news, vbds)
 }

@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::watch;
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::worker::{
-    Connected, Counters, ImageInfo, Journaled, RingParameters, TransferRule, VbdCounters, VbdId,
+    Connected, Counters, Discard, ImageInfo, Journaled, RingParameters, TransferRule, VbdCounters,
+    VbdId,
 };
 
 #[derive(Debug)]
@@ -104,6 +105,7 @@ impl Disk for PretendedDisk {
             sector_bytes: 512,
             physical_sector_bytes: 4096,
             memory_align_bytes: 512,
+            discard: Some(Discard { granularity_bytes: 4096, alignment_bytes: 0 }),
         }
     }
 
@@ -142,12 +144,14 @@ impl Disk for PretendedDisk {
         vbd: VbdId,
         ring: RingParameters,
         read_only: bool,
+        discard: bool,
         _transfer: Option<TransferRule>,
         how: Journaled,
     ) -> Answer<'_, ()> {
         Box::pin(async move {
             tokio::time::sleep(std::time::Duration::from_millis(1)).await;
             self.check()?;
+            assert!(!(read_only && discard), "who may not write may not discard");
             self.calls.lock().unwrap().push(format!("connect {vbd} {}", ring.queues[0].port));
             if let Some(text) = self.refuse.lock().unwrap().clone() {
                 return Err(WorkerError::Refused(text));
@@ -181,9 +185,7 @@ impl Disk for PretendedDisk {
                 vbd,
                 broken,
                 counters: Counters { reads: 3, ..Counters::default() },
-                read_latency: Default::default(),
-                write_latency: Default::default(),
-                flush_latency: Default::default(),
+                ..VbdCounters::new(vbd)
             };
             Ok(rings.keys().map(tell).collect())
         })

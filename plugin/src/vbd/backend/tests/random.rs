@@ -10,6 +10,7 @@ enum Move {
     Toolstack(&'static str, bool),
     ToolstackRemoves,
     ToolstackMakes,
+    Medium(Medium),
     Worker,
     WorkerDies,
     WorkerLeaves,
@@ -28,6 +29,8 @@ fn any_move() -> impl Strategy<Value = Move> {
         2 => (states, any::<bool>()).prop_map(|(state, online)| Move::Toolstack(state, online)),
         1 => Just(Move::ToolstackRemoves),
         1 => Just(Move::ToolstackMakes),
+        1 => prop::sample::select(vec![Medium::Here, Medium::Here, Medium::Ejected, Medium::Another])
+            .prop_map(Move::Medium),
         2 => Just(Move::Worker),
         1 => Just(Move::WorkerDies),
         1 => Just(Move::WorkerLeaves),
@@ -53,8 +56,14 @@ impl World {
             Move::ToolstackRemoves => self.backend = None,
             Move::ToolstackMakes => {
                 let state = Some("1".to_owned());
+                let (sectors, medium) = (None, Medium::Here);
                 self.backend =
-                    Some(BackendSight { state, online: true, ready: true, sectors: None });
+                    Some(BackendSight { state, online: true, ready: true, sectors, medium });
+            }
+            Move::Medium(medium) => {
+                if let Some(backend) = &mut self.backend {
+                    backend.medium = *medium;
+                }
             }
             Move::Worker => {
                 self.sectors += 8;
