@@ -150,6 +150,10 @@ fn frame(text: &str) -> Vec<u8> {
 fn read_frame(stream: &mut UnixStream) -> Vec<u8> {
     let mut head = [0; 2];
     stream.read_exact(&mut head).unwrap();
+    while head == [0x89, 0] {
+        // The daemon asks whether its client lives.
+        stream.read_exact(&mut head).unwrap();
+    }
     assert_eq!(head[0], 0x81, "a whole text frame");
     let length = match head[1] {
         126 => {
