@@ -1,7 +1,8 @@
 //! Fault points: named places between two steps of an operation, at which a scenario kills the
 //! daemon.
 //!
-//! A release build has none of this: [`point!`] is nothing there, and `cargo xtask dist` makes sure.
+//! A release build has none of this: [`point!`] is nothing there, and `cargo xtask dist` makes
+//! sure.
 //! A debug build started with `ZEROTAP_FAULT_DIR` notes each point that it passes in `passed`
 //! there, a name a line. At the one whose number stands in `kill` it dies without a word; at the
 //! one that stands in `hold` it waits until that file is gone. So a scenario finds every point by

@@ -496,6 +496,5 @@ fn read_state(state: &str, mode: &str) -> VdiState {
     let mode = if mode == "RW" { Mode::ReadWrite } else { Mode::ReadOnly };
     if state == "activated" { VdiState::Activated(mode) } else { VdiState::Attached(mode) }
 }
-
 #[cfg(test)]
 mod tests;

@@ -73,7 +73,7 @@ fn every_lie_in_a_request_is_refused() {
                 direct(OP_READ, 3, 0, &[whole, Segment { gref: NO_GREF, ..whole }, whole]),
                 STATUS_ERROR,
             ),
-            ("discard", direct(OP_DISCARD, 0, 0, &[]), STATUS_EOPNOTSUPP),
+            ("a discard", direct(OP_DISCARD, 0, 0, &[]), STATUS_ERROR),
             ("an unknown operation", direct(200, 1, 0, &[whole]), STATUS_EOPNOTSUPP),
             ("indirect of none", encode_indirect(abi, 100, OP_READ, 0, 0, &[gref]), STATUS_ERROR),
             (

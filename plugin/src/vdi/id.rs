@@ -20,8 +20,8 @@ impl VdiId {
         VdiId { sr: sr.into(), vdi: vdi.into() }
     }
 
-    /// Reads a backend directory's `params`: `zerotap:<sr>/<vdi>`. xenopsd puts a `/` before it when
-    /// it inserts the CD that was in the drive before, so that the value changes.
+    /// Reads a backend directory's `params`: `zerotap:<sr>/<vdi>`. xenopsd puts a `/` before it
+    /// when it inserts the CD that was in the drive before, so that the value changes.
     #[must_use]
     pub fn from_params(params: &str) -> Option<Self> {
         let params = params.strip_prefix('/').unwrap_or(params);

@@ -1,5 +1,5 @@
-//! Block devices that have grown under VDIs in use: an extended logical volume, a larger LUN. Nobody
-//! need say so: blkback looks at its device's size, too (`xen_vbd_resize`).
+//! Block devices that have grown under VDIs in use: an extended logical volume, a larger LUN.
+//! Nobody need say so: blkback looks at its device's size, too (`xen_vbd_resize`).
 //!
 //! It decides when; the VDI's actor resizes, as it does for VDI.resize. Run by the daemon, in one
 //! task.

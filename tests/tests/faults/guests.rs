@@ -30,7 +30,8 @@ fn insist(rpc: &Rpc, method: &str, params: &Value) -> anyhow::Result<Value> {
     eventually(method, || rpc.raw(method, params).map(Some))
 }
 
-/// From plug to unplug, with `pause` by way of another worker; every byte is compared by the guest, and once more on the image.
+/// From plug to unplug, with `pause` by way of another worker; every byte is compared by the guest,
+/// and once more on the image.
 fn live(disk: &Disk, rpc: &Rpc, sim_dir: &Path, pause: bool) -> anyhow::Result<()> {
     let dp = serde_json::to_value(disk.params())?;
     let running = Running::start(sim_dir, Guest::new(disk.domid), Expect::Fresh)?;

@@ -28,7 +28,10 @@ impl Operation {
 }
 
 /// Methods that change nothing.
-pub(crate) const READ_ONLY: [&str; 21] = [
+pub(crate) const READ_ONLY: [&str; 24] = [
+    "Event.subscribe",
+    "Event.unsubscribe",
+    "VBD.stat_all",
     "Query.query",
     "Query.diagnostics",
     "SR.stat",

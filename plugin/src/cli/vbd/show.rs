@@ -295,7 +295,8 @@ pub(in crate::cli::vbd) mod tests {
             "VBD                 xvda of domain 5, RW, zerotap\n",
             "State               connected since 2026-01-01T00:00:00Z (10s ago)\n",
             "Held by             vbd/5/xvda\n",
-            "Image               256 MiB, sectors of 512 B (physical 4096 B), discards units of 4096 B\n",
+            "Image               256 MiB, sectors of 512 B (physical 4096 B), \
+             discards units of 4096 B\n",
             "Ring                2 pages, event channel 7, x86_64-abi, persistent grants\n",
             "In flight           32 requests\n",
             "Bytes mapped        11.7 MiB\n",
