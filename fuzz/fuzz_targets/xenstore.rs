@@ -267,7 +267,8 @@ fuzz_target!(|input: Vec<Happens<'_>>| {
     tree.with(|nodes| {
         nodes.extend(initial.map(|(at, value)| (paths[at].clone(), value.into())));
     });
-    let Ok(Found::Ours(identity)) = now(reading::identity(&tree, &address, &Offer::default())) else {
+    let found = now(reading::identity(&tree, &address, &Offer::default()));
+    let Ok(Found::Ours(identity)) = found else {
         panic!("a complete directory is ours")
     };
     let mut disk = Disk { tree, address, identity, machine: Backend::new(false, true) };

@@ -15,6 +15,7 @@ pub mod event;
 pub mod further;
 mod latency;
 pub mod method;
+mod nbd;
 #[cfg(feature = "schema")]
 pub mod openrpc;
 pub mod smapi2;

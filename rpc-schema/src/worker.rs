@@ -11,6 +11,7 @@
 
 use crate::engine::{EngineChoice, EngineKind};
 use crate::latency::Histogram;
+pub use crate::nbd::NbdCounters;
 use serde::{Deserialize, Serialize};
 
 /// The version of this protocol.
@@ -201,7 +202,8 @@ pub struct Request {
     pub ask: Ask,
 }
 
-/// How an image forgets ranges. Only whole units are forgotten: what a request has beyond them stays.
+/// How an image forgets ranges. Only whole units are forgotten: what a request has beyond them
+/// stays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Discard {
@@ -481,38 +483,4 @@ impl VbdCounters {
         self.flush_latency.merge(&other.flush_latency);
         self.discard_latency.merge(&other.discard_latency);
     }
-}
-
-/// Counters of a worker's NBD server since the worker started.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub struct NbdCounters {
-    /// Clients connected now.
-    pub clients: u32,
-    /// Clients that have ever connected.
-    pub clients_total: u64,
-    /// Clients turned away because there were too many.
-    pub refused_clients: u64,
-    /// Reads, writes and flushes answered with success.
-    pub reads: u64,
-    /// See `reads`.
-    pub writes: u64,
-    /// See `reads`.
-    pub flushes: u64,
-    /// TRIM and WRITE_ZEROES answered with success.
-    pub discards: u64,
-    /// Bytes read.
-    pub read_bytes: u64,
-    /// Bytes written.
-    pub write_bytes: u64,
-    /// Bytes trimmed or zeroed.
-    pub discard_bytes: u64,
-    /// Requests answered with an error because they were malformed, out of range or forbidden.
-    pub refused: u64,
-    /// Requests answered with an error because the image failed.
-    pub io_errors: u64,
-    /// Requests with the image now.
-    pub in_flight: u32,
-    /// Bytes of data that were copied on their way between socket and image.
-    pub copied_bytes: u64,
 }

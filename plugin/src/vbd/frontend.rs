@@ -98,8 +98,8 @@ fn prefix(number: u32, count: u32) -> String {
     if count == 1 { String::new() } else { format!("queue-{number}/") }
 }
 
-/// Reads the ring's parameters, not beyond what was `offered`. `key` answers a key's value, `None` when it is not there; a value
-/// that is no text is any that parses as nothing.
+/// Reads the ring's parameters, not beyond what was `offered`. `key` answers a key's value, `None`
+/// when it is not there; a value that is no text is any that parses as nothing.
 ///
 /// # Errors
 /// The first [`Fault`] found.

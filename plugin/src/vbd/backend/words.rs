@@ -32,8 +32,8 @@ pub struct BackendSight {
     pub medium: Medium,
 }
 
-/// What is in a CD drive. Source: xenopsd's `qemu_media_change` (xen-api ocaml/xenopsd/xc/device.ml),
-/// which rewrites `params`.
+/// What is in a CD drive. Source: xenopsd's `qemu_media_change` (xen-api
+/// ocaml/xenopsd/xc/device.ml), which rewrites `params`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Medium {
     /// The VDI that the device began with.

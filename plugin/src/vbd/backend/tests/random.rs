@@ -29,8 +29,9 @@ fn any_move() -> impl Strategy<Value = Move> {
         2 => (states, any::<bool>()).prop_map(|(state, online)| Move::Toolstack(state, online)),
         1 => Just(Move::ToolstackRemoves),
         1 => Just(Move::ToolstackMakes),
-        1 => prop::sample::select(vec![Medium::Here, Medium::Here, Medium::Ejected, Medium::Another])
-            .prop_map(Move::Medium),
+        1 => prop::sample::select(
+            vec![Medium::Here, Medium::Here, Medium::Ejected, Medium::Another],
+        ).prop_map(Move::Medium),
         2 => Just(Move::Worker),
         1 => Just(Move::WorkerDies),
         1 => Just(Move::WorkerLeaves),
