@@ -35,10 +35,7 @@ fn content<'a>(page: &'a str, begin: &str) -> &'a str {
 fn the_page_shows_what_each_disk_does() {
     let host = Host::start().unwrap();
     let port = proxy::forward(host.rpc().socket()).unwrap();
-    if page(port).is_none() {
-        eprintln!("{LOUD}");
-        return;
-    }
+    assert!(page(port).is_some(), "{LOUD}");
     let disk = host.serve(DOMID, 64 << 20).unwrap();
     let running = Running::start(host.sim().dir(), Guest::new(DOMID), Expect::Fresh).unwrap();
     disk.plug(&host.rpc()).unwrap();

@@ -72,6 +72,18 @@ pub(crate) const RPM: Package = Package {
 };
 pub(crate) const CPIO: Package =
     Package { name: "cpio", program: "cpio", why: "it unpacks what rpmbuild made, to try it" };
+pub(crate) const CHROMIUM: Package = Package {
+    name: "chromium",
+    program: "chromium",
+    why: "the status page is tested in a browser",
+};
+pub(crate) const CURL: Package = Package {
+    name: "curl",
+    program: "curl",
+    why: "a client that we did not write knocks at the daemon's TCP door in tests",
+};
+pub(crate) const OPENSSL: Package =
+    Package { name: "openssl", program: "openssl", why: "it makes the certificates of the tests" };
 pub(crate) const SQLITE: Package = Package {
     name: "sqlite3",
     program: "sqlite3",

@@ -43,9 +43,10 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
 /// Programs that tests start or unpack things with; the rest of real Xen's needs are its own
 /// affair.
 fn set_up() -> Result<()> {
-    use packages::{CC, E2FSPROGS, FIO, LIBNBD, PROMETHEUS_CLIENT, QEMU_UTILS, SQLITE, XFSPROGS};
+    use packages::{CC, CHROMIUM, CURL, E2FSPROGS, FIO, LIBNBD, OPENSSL};
+    use packages::{PROMETHEUS_CLIENT, QEMU_UTILS, SQLITE, XFSPROGS};
     packages::ensure(&[CC, E2FSPROGS, FIO, LIBNBD, PROMETHEUS_CLIENT, QEMU_UTILS, SQLITE])?;
-    packages::ensure(&[XFSPROGS])?;
+    packages::ensure(&[XFSPROGS, CHROMIUM, CURL, OPENSSL])?;
     packages::ensure_lists()?;
     for (tool, component) in [("fmt", "rustfmt"), ("clippy", "clippy")] {
         if process::output(&mut workspace::cargo(&[tool, "--version"])).is_err() {
