@@ -198,6 +198,7 @@ fn worker() -> Worker {
         indirect_segments_max: 256,
         ring_page_order_max: 4,
         queues_max: 4,
+        transfer: None,
         ring: None,
     }
 }
@@ -232,7 +233,7 @@ impl Disk {
 
     fn act(&self, action: Action) -> Option<Event> {
         match action {
-            Action::Connect(ring) => {
+            Action::Connect(ring, _) => {
                 assert!((1..=QUEUES_MAX).contains(&ring.queues.len()));
                 for queue in &ring.queues {
                     assert!(matches!(queue.ring_refs.len(), 1 | 2 | 4 | 8 | 16));
@@ -293,7 +294,9 @@ fuzz_target!(|input: Vec<Happens<'_>>| {
             Happens::Remove(at) => drop(disk.tree.with(|nodes| nodes.remove(&path(at)))),
             Happens::Domain(alive) => disk.tree.introduced = alive,
             Happens::WorkerReady => disk.happen(Event::WorkerReady(worker())),
-            Happens::WorkerDied => disk.happen(Event::WorkerDied),
+            Happens::WorkerDied => {
+                disk.happen(Event::WorkerDied("it died".to_owned()));
+            }
             Happens::WorkerLeaves => disk.happen(Event::WorkerLeaves),
             Happens::RingBroken => disk.happen(Event::RingBroken),
             Happens::Forced => disk.happen(Event::Forced),
