@@ -5,7 +5,7 @@
 use serde_json::json;
 use std::time::{Duration, Instant};
 use zerotap_tests::blkfront::Options;
-use zerotap_tests::harness::{Disk, Host, eventually};
+use zerotap_tests::harness::{Disk, Host, eventually, kill_worker};
 use zerotap_tests::simguest::{Expect, Guest, Running};
 use zerotap_tests::workload::Plan;
 use zerotap_tests::workload::random::Random;
@@ -55,20 +55,22 @@ fn spin(time: Duration) {
     }
 }
 
-fn serving(host: &Host, disk: &Disk) -> u32 {
-    eventually("a worker serves", || Ok(disk.worker(&host.rpc()).ok())).unwrap().pid
+/// The worker that serves after this one: the dead are listed until their death was noticed.
+fn successor(host: &Host, disk: &Disk, last: u32) -> u32 {
+    let other = || Ok(disk.worker(&host.rpc()).ok().filter(|worker| worker.pid != last));
+    eventually("another worker serves", other).unwrap().pid
 }
 
 /// Kills workers at random moments, now and then the next one while it takes up what there is.
 fn kill_often(host: &Host, disk: &Disk, running: &Running, kills: u64) {
     let mut random = Random::new(kills);
-    let mut killed = 0;
+    let (mut killed, mut last) = (0, 0);
     while killed < kills {
         // Longer than what counts as dying at once.
         spin(Duration::from_micros(1_000_000 + random.below(100_000)));
         for _ in 0..=random.below(4) / 3 {
-            serving(host, disk);
-            disk.kill_worker(&host.rpc()).unwrap();
+            last = successor(host, disk, last);
+            kill_worker(last).unwrap();
             killed += 1;
         }
         running.progresses(1, SOON).unwrap_or_else(|e| panic!("after kill {killed}: {e:#}"));
@@ -110,15 +112,14 @@ fn a_guest_survives_daemon_and_worker_together() {
     for round in 0..5 {
         let worker = disk.worker(&host.rpc()).unwrap().pid;
         if round % 2 == 0 {
-            disk.kill_worker(&host.rpc()).unwrap();
+            kill_worker(worker).unwrap();
             host.kill_daemon().unwrap();
         } else {
             host.kill_daemon().unwrap();
-            let pid = rustix::process::Pid::from_raw(i32::try_from(worker).unwrap()).unwrap();
-            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+            kill_worker(worker).unwrap();
         }
         host.start_daemon().unwrap();
-        assert_ne!(serving(&host, &disk), worker);
+        successor(&host, &disk, worker);
         running.progresses(100, SOON).unwrap();
     }
     finish(&host, &disk, running);
@@ -130,12 +131,14 @@ fn the_daemon_dies_while_it_replaces_a_worker() {
     let disk = host.serve(DOMID, 32 * MIB).unwrap();
     let running = boot(&host, &disk, Options::default());
     let mut random = Random::new(3);
+    let mut last = 0;
     for _ in 0..8 {
-        disk.kill_worker(&host.rpc()).unwrap();
+        last = successor(&host, &disk, last);
+        kill_worker(last).unwrap();
         spin(Duration::from_micros(random.below(60_000)));
         host.kill_daemon().unwrap();
         host.start_daemon().unwrap();
-        serving(&host, &disk);
+        successor(&host, &disk, last);
         running.progresses(20, SOON).unwrap();
         let workers = host.rpc().raw("Worker.list", &json!({})).unwrap();
         assert_eq!(workers.as_array().unwrap().len(), 1, "{workers}");
@@ -172,14 +175,11 @@ fn a_worker_that_dies_at_once_is_tried_ever_more_seldom_and_people_are_told() {
     })
     .unwrap();
     // Workers that start and die at once: ever longer pauses.
-    let mut last = serving(&host, &disk);
-    for _ in 0..4 {
-        disk.kill_worker(&rpc).unwrap();
-        let next = serving(&host, &disk);
-        assert_ne!(next, last);
-        last = next;
+    let mut last = 0;
+    for _ in 0..5 {
+        last = successor(&host, &disk, last);
+        kill_worker(last).unwrap();
     }
-    disk.kill_worker(&rpc).unwrap();
     told(&["died at once", "times in a row", "is started in"]);
     running.progresses(100, SOON).unwrap();
     finish(&host, &disk, running);

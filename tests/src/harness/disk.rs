@@ -273,12 +273,20 @@ impl Disk {
     /// When there is none.
     pub fn kill_worker(&self, rpc: &Rpc) -> anyhow::Result<u32> {
         let pid = self.worker(rpc)?.pid;
-        super::processes::kill(pid);
-        eventually("the worker is gone", || {
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok();
-            // A zombie that nobody has waited for yet is gone as well.
-            Ok(stat.is_none_or(|stat| stat.contains(") Z ")).then_some(()))
-        })?;
+        kill_worker(pid)?;
         Ok(pid)
     }
+}
+
+/// kill -9 of a worker that may be known by its pid alone; returns once it is gone.
+///
+/// # Errors
+/// When it does not go.
+pub fn kill_worker(pid: u32) -> anyhow::Result<()> {
+    super::processes::kill(pid);
+    eventually("the worker is gone", || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok();
+        // A zombie that nobody has waited for yet is gone as well.
+        Ok(stat.is_none_or(|stat| stat.contains(") Z ")).then_some(()))
+    })
 }

@@ -11,7 +11,7 @@ mod processes;
 pub mod proxy;
 pub mod rpc;
 
-pub use disk::{DEVICE, Disk, Vdi};
+pub use disk::{DEVICE, Disk, Vdi, kill_worker};
 pub use rpc::{Rpc, RpcError};
 
 use crate::programs::{engine, program};

@@ -181,7 +181,8 @@ fn an_xenstored_that_freezes_stops_nothing_for_good() {
         let force = VbdUnplugParams { force: true, ..unplug_params() };
         let refused = text(host.vbds.unplug(force, PEER.to_owned()).await.unwrap_err());
         assert!(refused.contains("xenstored does not answer"), "{refused}");
-        assert!(host.disk.ring(ID).is_some() && !host.vbds.xenstore_alive());
+        eventually("known to be away", || !host.vbds.xenstore_alive()).await;
+        assert!(host.disk.ring(ID).is_some());
         assert_eq!(host.vbds.connected().len(), 1);
         host.xenstored.freeze(false).unwrap();
         eventually("alive again", || host.vbds.xenstore_alive()).await;
