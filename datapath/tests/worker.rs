@@ -340,7 +340,7 @@ fn a_bogus_producer_breaks_its_ring_and_nothing_else() {
     bad.produce_bogus();
     good.fill(20, 1);
     assert_eq!(good.transfer(OP_WRITE, 0, &[(20, 0, 7)]), STATUS_OKAY);
-    assert!(bad.broken());
+    assert!(bad.breaks());
     assert!(!good.broken());
     bad.disconnect();
     good.disconnect();

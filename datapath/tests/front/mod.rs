@@ -195,6 +195,15 @@ impl Front {
         self.stat().1
     }
 
+    /// Whether its queue's thread finds the ring broken, whenever its turn comes.
+    pub fn breaks(&mut self) -> bool {
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while !self.broken() && std::time::Instant::now() < until {
+            std::thread::yield_now();
+        }
+        self.broken()
+    }
+
     pub fn counters(&mut self) -> Counters {
         self.stat().0
     }
