@@ -6,7 +6,7 @@
 use crate::sr::catalog::{Catalog, Contents, SR_RECORD, failed};
 use crate::sr::owner::Identity;
 use crate::sr::publish;
-use crate::sr::record::is_boot_key;
+use crate::sr::record::{Record, is_boot_key};
 use rustix::fs::{Mode, OFlags, StatVfs};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -180,9 +180,8 @@ impl FileSr {
     /// Anything that keeps the list from being complete.
     pub fn scan(&self) -> Result<(Vec<VdiInfo>, SrInfo), StorageError> {
         let info = self.stat()?;
-        let records = self.catalog.list()?;
-        let told = records.iter().filter(|record| !is_boot_key(&record.key));
-        Ok((told.map(|record| self.tell(record)).collect(), info))
+        let tell = |record: Record| (!is_boot_key(&record.key)).then(|| self.tell(&record));
+        Ok((self.catalog.map(tell)?.into_iter().flatten().collect(), info))
     }
 
     /// What lies in the directory.

@@ -12,6 +12,8 @@ use std::path::Path;
 
 /// The longest record that is written or read, bytes.
 pub const RECORD_BYTES_MAX: usize = 256 * 1024;
+/// Read in one go.
+const RECORD_BYTES_USUAL: usize = 4096;
 /// What a file is called while it is written. A leading dot: no listing takes it for a record.
 const TEMPORARY_PREFIX: &str = ".zerotap-";
 const TEMPORARY_SUFFIX: &str = ".tmp";
@@ -66,7 +68,7 @@ pub fn publish(dir: &Path, name: &str, value: &impl Serialize) -> io::Result<()>
 /// # Errors
 /// The file system's; `InvalidData` when the file does not hold a `T`, with what is wrong.
 pub fn read<T: DeserializeOwned>(dir: &Path, name: &str) -> io::Result<T> {
-    let mut text = Vec::new();
+    let mut text = Vec::with_capacity(RECORD_BYTES_USUAL);
     let limit = u64::try_from(RECORD_BYTES_MAX).unwrap_or(u64::MAX);
     File::open(dir.join(name))?.take(limit).read_to_end(&mut text)?;
     serde_json::from_slice(&text).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
