@@ -43,7 +43,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     played?;
     println!("demo: OK");
     if options.keep {
-        demo.leave();
+        demo.leave()?;
     }
     Ok(true)
 }
@@ -146,7 +146,7 @@ impl Demo {
         shown.context("the guest ended before its disk could be shown")
     }
 
-    fn leave(self) {
+    fn leave(self) -> Result<()> {
         println!(
             "\nThe daemon stays up. Try:\n  export ZEROTAP_SOCKET={socket}\n  {zerotap} status\n  \
              {zerotap} vdi ls\n  {zerotap} vbd ls\n  {zerotap} call rpc.discover\n\
@@ -159,8 +159,9 @@ impl Demo {
             sim = self.host.sim_dir().display(),
             log = self.host.directory().join("daemon.log").display(),
         );
-        println!("To end it: {}", self.host.how_to_end());
+        println!("To end it: {}", self.host.how_to_end()?);
         self.host.keep();
+        Ok(())
     }
 }
 

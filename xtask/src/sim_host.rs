@@ -144,9 +144,14 @@ impl SimHost {
         serde_json::from_str(&answer).with_context(|| format!("{method} answered {answer:?}"))
     }
 
-    /// The command that ends what `keep` leaves.
-    pub(crate) fn how_to_end(&self) -> String {
-        format!("kill {} {}", self.daemon.id(), self.simhost.id())
+    /// The command that ends what `keep` leaves: the workers after the daemon, which they outlive
+    /// and which would replace them.
+    pub(crate) fn how_to_end(&self) -> Result<String> {
+        let workers = self.call("Worker.list", &serde_json::json!({}))?;
+        let pids = workers.as_array().into_iter().flatten();
+        let pids: Vec<String> = pids.map(|worker| worker["pid"].to_string()).collect();
+        let (daemon, simhost) = (self.daemon.id(), self.simhost.id());
+        Ok(format!("kill {daemon} {simhost}; sleep 1; kill {}", pids.join(" ")))
     }
 
     /// Leaves everything running.
