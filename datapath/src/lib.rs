@@ -15,6 +15,8 @@ pub mod image;
 pub mod inherit;
 pub mod nbd;
 pub mod queue;
+#[cfg(test)]
+mod random;
 pub mod ring;
 pub mod sandbox;
 pub mod vbd;

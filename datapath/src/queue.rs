@@ -196,20 +196,26 @@ impl Server {
                 tracing::error!("a queue of VBD {} stopped: {error}", self.device.vbd());
                 std::process::exit(1);
             }
-            let now_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
-            self.device.set_now(now_us);
-            for completion in completions.drain(..) {
-                self.dispatch(completion);
-            }
-            self.device.flush_answers();
-            swept = self.device.sweep(&mut self.engine);
-            // Refusals are answered by the sweep itself.
-            self.device.flush_answers();
+            swept = self.round(&mut completions);
         }
         let mut counters = self.device.counters();
         counters.counters.mapped_pages = 0;
         counters.counters.persistent_pages = 0;
         counters
+    }
+
+    /// Attends to what has completed, then to what the ring has.
+    fn round(&mut self, completions: &mut Vec<Completion>) -> Swept {
+        let now_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.device.set_now(now_us);
+        for completion in completions.drain(..) {
+            self.dispatch(completion);
+        }
+        self.device.flush_answers();
+        let swept = self.device.sweep(&mut self.engine);
+        // Refusals are answered by the sweep itself.
+        self.device.flush_answers();
+        swept
     }
 
     /// Waits for something to do. Fast storage has answered by the time that it is asked: until it
@@ -252,3 +258,6 @@ impl Server {
         }
     }
 }
+
+#[cfg(test)]
+mod campaign;

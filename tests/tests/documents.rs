@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-const DOCUMENTS: [&str; 9] = [
+const DOCUMENTS: [&str; 10] = [
     "README.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
@@ -13,6 +13,7 @@ const DOCUMENTS: [&str; 9] = [
     "docs/observability.md",
     "docs/operations.md",
     "docs/performance.md",
+    "docs/reliability.md",
 ];
 const MEMBERS: [&str; 5] = ["rpc-schema", "plugin", "datapath", "tests", "xtask"];
 

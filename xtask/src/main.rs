@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 
 mod asan;
 mod bench;
+mod campaign;
 mod demo;
 mod dist;
 mod fuzz;
@@ -46,6 +47,8 @@ enum Command {
     Fuzz(fuzz::Options),
     /// Run the tests, and the programs that they start, under the address sanitizer.
     Asan(asan::Options),
+    /// Power cuts and deaths by the thousand, each history from a seed.
+    Campaign(campaign::Options),
     /// Measure beside fio and beside the kernel's blkback.
     Bench(bench::Options),
 }
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Command::Dist(options) => dist::run(&options),
         Command::Fuzz(options) => fuzz::run(&options),
         Command::Asan(options) => asan::run(&options),
+        Command::Campaign(options) => campaign::run(&options),
         Command::Bench(options) => bench::run(&options),
     };
     exit_code(done)

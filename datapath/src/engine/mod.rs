@@ -8,6 +8,8 @@ mod aio;
 mod aside;
 pub mod choice;
 mod discard;
+#[cfg(test)]
+pub(crate) mod simulated;
 mod stream;
 mod tag;
 #[cfg(test)]
@@ -43,6 +45,8 @@ pub struct Engine(Kind, Discards);
 enum Kind {
     Uring(Uring),
     Aio(Aio),
+    #[cfg(test)]
+    Simulated(simulated::Simulated),
 }
 
 /// Calls the same method of whichever engine it is.
@@ -51,6 +55,8 @@ macro_rules! either {
         match &mut $engine.0 {
             Kind::Uring($it) => $call,
             Kind::Aio($it) => $call,
+            #[cfg(test)]
+            Kind::Simulated($it) => $call,
         }
     };
 }
@@ -69,6 +75,12 @@ impl Engine {
         let discards = Discards::new(image)
             .map_err(|error| Unavailable { kind, problem: error.to_string() })?;
         Ok(Engine(engine, discards))
+    }
+
+    /// A queue's engine over a simulated disk.
+    #[cfg(test)]
+    pub(crate) fn simulated(engine: simulated::Simulated) -> Self {
+        Engine(Kind::Simulated(engine), Discards::Holes)
     }
 
     /// Reads the image at byte `offset` into `vectors`.

@@ -160,6 +160,13 @@ impl Image {
         self
     }
 
+    /// An image of which only the size is real.
+    #[cfg(test)]
+    pub(crate) fn simulated(file: OwnedFd, info: ImageInfo) -> Self {
+        let capacity = Capacity(Arc::new(AtomicU64::new(info.sectors)));
+        Image { file, info, capacity }
+    }
+
     /// Assumes that direct I/O wants memory aligned to `bytes`, for devices that tell less than
     /// they need.
     #[must_use]

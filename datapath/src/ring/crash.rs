@@ -10,7 +10,7 @@ thread_local! {
 struct Died;
 
 /// Runs `act` and kills it once `left` stores are made; counts them. `None` when it died.
-pub(super) fn until<T>(left: &mut Option<u32>, act: impl FnOnce() -> T) -> Option<T> {
+pub(crate) fn until<T>(left: &mut Option<u32>, act: impl FnOnce() -> T) -> Option<T> {
     STORES_LEFT.set(*left);
     let ended = catch_unwind(AssertUnwindSafe(act));
     *left = STORES_LEFT.take();

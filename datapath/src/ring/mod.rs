@@ -3,7 +3,7 @@
 pub mod abi;
 pub mod back;
 #[cfg(test)]
-mod crash;
+pub(crate) mod crash;
 pub mod journal;
 pub mod request;
 pub mod shared;
