@@ -1,5 +1,5 @@
-//! `cargo xtask campaign`: the durability campaign, long. The same one, short, is among the
-//! tests; docs/reliability.md says what it is and what it found.
+//! `cargo xtask campaign`: the durability campaigns, long. The same ones, short, are among the
+//! tests; docs/reliability.md says what they are and what they found.
 
 use anyhow::Result;
 
@@ -10,7 +10,10 @@ pub(crate) struct Options {
     /// Histories of the datapath, each of its own seed.
     #[arg(long, default_value_t = 10_000)]
     runs: u64,
-    /// The first seed.
+    /// Seeds of the whole stack, with four power cuts each. Takes root, for its loop device.
+    #[arg(long, default_value_t = 100)]
+    power_cuts: u64,
+    /// The first seed of both.
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }
@@ -26,5 +29,10 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     };
     let datapath = ["test", "-p", "zerotap-datapath", "--lib", "campaign", "--", "--nocapture"];
     campaign(&datapath, options.runs)?;
+    if options.power_cuts > 0 {
+        campaign(&["build", "-p", "zerotap", "-p", "zerotap-datapath", "--bins"], 0)?;
+        let stack = ["test", "-p", "zerotap-tests", "--test", "power_cuts", "--", "--nocapture"];
+        campaign(&stack, options.power_cuts)?;
+    }
     Ok(true)
 }

@@ -120,7 +120,31 @@ impl Srs {
         self.check_attachable(uuid, config, &sr)?;
         let in_use = self.in_use(uuid).await?;
         sr.run(move |file| file.attach().and_then(|()| file.disown_leftovers(&in_use))).await?;
+        self.finish(uuid, &sr).await?;
         self.remember(uuid, config, sr).await
+    }
+
+    /// Finishes or undoes what calls of an earlier boot left half done. Tried once: what nobody was
+    /// told of must not come about at some later day.
+    async fn finish(&self, uuid: &str, sr: &Sr) -> Result<(), StorageError> {
+        let unfinished = self.state.unfinished(uuid).await.map_err(internal)?;
+        if unfinished.is_empty() {
+            return Ok(());
+        }
+        for (key, operation) in unfinished {
+            let what = format!("{operation:?} of {key}");
+            let done = sr.run(move |file| match operation {
+                Operation::CreateVdi => file.undo_make(&key),
+                Operation::ResizeVdi { size } => file.finish_resize(&key, size).map(drop),
+                Operation::RevertVdi { size } => file.finish_revert(&key, size),
+                _ => Ok(()),
+            });
+            match done.await {
+                Ok(()) => tracing::info!(sr = uuid, what, "left by an earlier boot, and settled"),
+                Err(error) => tracing::error!(sr = uuid, what, "left by an earlier boot: {error}"),
+            }
+        }
+        self.state.finished(uuid).await.map_err(internal)
     }
 
     /// The keys of its volumes that are active here, or whose worker has not gone.

@@ -3,7 +3,7 @@
 //! Called once, at the daemon's start.
 
 use crate::sr::owner::Identity;
-use crate::state::{State, now};
+use crate::state::{Operation, State, now};
 use anyhow::Result;
 
 /// How many rows of an earlier boot were thrown away.
@@ -56,8 +56,9 @@ impl State {
     }
 
     /// Throws away what another boot of the host left: its processes are gone. With `keep_srs`
-    /// SRs stay attached (a host without XAPI has nobody who attaches them anew), and what was
-    /// active on them is owed to the other hosts that see them; SR.attach does that otherwise.
+    /// SRs stay attached (a host without XAPI has nobody who attaches them anew), what was begun on
+    /// them is finished or undone by this daemon, and what was active on them is owed to the other
+    /// hosts that see them; SR.attach does both otherwise.
     ///
     /// # Errors
     /// The database failed; nothing is thrown away then.
@@ -79,6 +80,27 @@ impl State {
                     )
                     .execute(&mut *tx)
                     .await?;
+                    // What stands half done on an SR outlives a boot. A destruction that nobody was told
+                    // of goes no further: another host may have used the VDI since.
+                    sqlx::query!(
+                        r#"UPDATE intent SET boot_id = ?1, operation =
+                             replace(operation, 'destroy_vdi', 'create_vdi')
+                           WHERE boot_id <> ?1 AND operation ->> 'op' IN
+                             ('create_vdi', 'destroy_vdi', 'resize_vdi', 'revert_vdi')"#,
+                        boot
+                    )
+                    .execute(&mut *tx)
+                    .await?;
+                } else {
+                    sqlx::query!(
+                        r#"INSERT OR IGNORE INTO unfinished (sr, vdi, operation)
+                           SELECT sr, vdi, replace(operation, 'destroy_vdi', 'create_vdi')
+                           FROM intent WHERE boot_id <> ?1 AND operation ->> 'op' IN
+                             ('create_vdi', 'destroy_vdi', 'resize_vdi', 'revert_vdi')"#,
+                        boot
+                    )
+                    .execute(&mut *tx)
+                    .await?;
                 }
                 let intents = sqlx::query!("DELETE FROM intent WHERE boot_id <> ?", boot);
                 let intents = intents.execute(&mut *tx).await?.rows_affected();
@@ -94,6 +116,31 @@ impl State {
                     srs.execute(&mut *tx).await?.rows_affected()
                 };
                 Ok(Voided { srs, datapaths, workers, intents })
+            })
+        });
+        write.await
+    }
+
+    /// What calls of earlier boots left half done on an SR that was not kept: keys and operations.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn unfinished(&self, sr: &str) -> Result<Vec<(String, Operation)>> {
+        let rows = sqlx::query!("SELECT vdi, operation FROM unfinished WHERE sr = ?", sr);
+        let rows = rows.fetch_all(&self.readers).await?.into_iter();
+        rows.map(|row| Ok((row.vdi, serde_json::from_str(&row.operation)?))).collect()
+    }
+
+    /// All of that is done.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn finished(&self, sr: &str) -> Result<()> {
+        let sr = sr.to_owned();
+        let write = self.writer.write(false, move |tx| {
+            Box::pin(async move {
+                sqlx::query!("DELETE FROM unfinished WHERE sr = ?", sr).execute(tx).await?;
+                Ok(())
             })
         });
         write.await

@@ -105,8 +105,17 @@ async fn rows_of_another_boot_are_void() {
         state.close().await;
         let state = open(dir.path(), "next-boot").await;
         let srs = u64::from(!keep_srs);
-        let all = Voided { srs, datapaths: 1, workers: 1, intents: 1 };
+        let all = Voided { srs, datapaths: 1, workers: 1, intents: srs };
         assert_eq!(state.void_other_boots(keep_srs).await.expect("next boot"), all);
+        let left = state.intents().await.expect("readable");
+        let left: Vec<_> = left.into_iter().map(|intent| intent.operation).collect();
+        let begun = [Operation::CreateVdi, Operation::Disown];
+        assert_eq!(left, if keep_srs { &begun[..] } else { &[] });
+        let unfinished = state.unfinished("sr").await.expect("readable");
+        let once = [("vdi".to_owned(), Operation::CreateVdi)];
+        assert_eq!(unfinished, if keep_srs { &[] } else { &once[..] });
+        state.finished("sr").await.expect("settled");
+        assert_eq!(state.unfinished("sr").await.expect("readable"), []);
         assert_eq!(state.srs().await.expect("readable").len(), usize::from(keep_srs));
         assert_eq!(state.void_other_boots(false).await.expect("same boot"), nothing);
     }

@@ -67,6 +67,26 @@ impl LoopDevice {
         Ok(())
     }
 
+    /// The XFS on it stops as if the power went: what was not synced is lost, of its log too. It is
+    /// mounted anew by [`LoopDevice::mount_again`], once all who had files open are gone.
+    ///
+    /// # Errors
+    /// When nothing is mounted, or `xfs_io` fails.
+    pub fn cut_power(&self) -> anyhow::Result<()> {
+        let dir = self.mounted.as_ref().context("nothing is mounted")?;
+        run(Command::new("xfs_io").args(["-x", "-c", "shutdown"]).arg(dir)).map(drop)
+    }
+
+    /// Mounts what stands on the device: the file system recovers what its log tells of.
+    ///
+    /// # Errors
+    /// When the mount is in use, or mount fails.
+    pub fn mount_again(&self) -> anyhow::Result<()> {
+        let dir = self.mounted.as_ref().context("nothing is mounted")?;
+        eventually("umount", || Ok(run(Command::new("umount").arg(dir)).ok()))?;
+        run(Command::new("mount").arg(&self.path).arg(dir)).map(drop)
+    }
+
     /// How many flushes have reached the device.
     ///
     /// # Errors

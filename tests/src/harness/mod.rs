@@ -68,7 +68,11 @@ impl Host {
         Host::start_in("", Some(state))
     }
 
-    fn start_in(lines: &str, state: Option<&Path>) -> anyhow::Result<Host> {
+    /// The same with both.
+    ///
+    /// # Errors
+    /// When something does not start.
+    pub fn start_in(lines: &str, state: Option<&Path>) -> anyhow::Result<Host> {
         let (data, memory) = (tempfile::tempdir()?, tempfile::tempdir_in("/dev/shm")?);
         require_direct_io(data.path())?;
         let sim = SimHost::start(memory.path())?;
@@ -216,6 +220,18 @@ impl Host {
             daemon.wait()?;
         }
         Ok(())
+    }
+
+    /// The host goes with all that runs on it and all that it has in memory; the daemon that is
+    /// started next finds another boot id.
+    ///
+    /// # Errors
+    /// When something of it stays.
+    pub fn crash(&mut self, boot_id: &str) -> anyhow::Result<()> {
+        self.kill_daemon()?;
+        processes::end_workers(&self.run_dir());
+        std::fs::remove_dir_all(self.run_dir())?;
+        self.write_boot_id(boot_id)
     }
 
     /// Whether the daemon has ended though nobody here told it to.
