@@ -80,8 +80,8 @@ impl State {
                     )
                     .execute(&mut *tx)
                     .await?;
-                    // What stands half done on an SR outlives a boot. A destruction that nobody was told
-                    // of goes no further: another host may have used the VDI since.
+                    // What stands half done on an SR outlives a boot. A destruction that nobody was
+                    // told of goes no further: another host may have used the VDI since.
                     sqlx::query!(
                         r#"UPDATE intent SET boot_id = ?1, operation =
                              replace(operation, 'destroy_vdi', 'create_vdi')

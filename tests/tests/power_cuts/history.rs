@@ -4,7 +4,7 @@ use crate::volume::{BLOCK, Volume, content};
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use zerotap_tests::harness::faults::Faults;
 use zerotap_tests::harness::loop_device::LoopDevice;
@@ -38,11 +38,11 @@ pub(crate) struct History<'a> {
 }
 
 impl<'a> History<'a> {
-    pub(crate) fn begin(seed: u64, device: &'a LoopDevice, top: PathBuf) -> anyhow::Result<Self> {
+    pub(crate) fn begin(seed: u64, device: &'a LoopDevice, top: &Path) -> anyhow::Result<Self> {
         let root = top.join(seed.to_string());
         let (sr, dir) = (uuid()?, root.join("sr"));
         std::fs::create_dir_all(&dir)?;
-        let kept = format!("reattach_srs_at_boot = {}", seed % 2 == 0);
+        let kept = format!("reattach_srs_at_boot = {}", seed.is_multiple_of(2));
         let mut host = Host::start_in(&kept, Some(&root.join("state.db")))?;
         let faults = host.faults()?;
         host.create_sr_at(&sr, &dir)?;

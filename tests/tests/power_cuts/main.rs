@@ -31,7 +31,7 @@ fn what_was_answered_survives_power_cuts() {
     let runs = number("ZEROTAP_CAMPAIGN_RUNS").unwrap_or(RUNS);
     let mut deaths = 0;
     for seed in first..first + runs {
-        let mut history = History::begin(seed, &device, top.clone()).unwrap();
+        let mut history = History::begin(seed, &device, &top).unwrap();
         for cut in 0..CUTS {
             let lived = history.live(cut);
             lived.unwrap_or_else(|problem| panic!("seed {seed}, power cut {cut}: {problem:#}"));

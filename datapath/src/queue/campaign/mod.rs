@@ -8,7 +8,8 @@
 //!
 //! `cargo xtask campaign` runs ten thousand; `ZEROTAP_CAMPAIGN_SEED` and `ZEROTAP_CAMPAIGN_RUNS`
 //! say which. A fence is not simulated but taken for granted: a dead worker's I/O is over before
-//! the next one begins. That it is so is tried with real processes (`tests/tests/worker_deaths.rs`).
+//! the next one begins. That it is so is tried with real processes
+//! (`tests/tests/worker_deaths.rs`).
 
 mod front;
 mod guest;
