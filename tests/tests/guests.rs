@@ -4,6 +4,7 @@ use anyhow::Context as _;
 use serde_json::json;
 use std::path::PathBuf;
 use std::time::Duration;
+use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::smapi2::{Mode, VdiState};
 use zerotap_rpc_schema::worker::Abi;
 use zerotap_tests::blkfront::{Blkfront, Options, Reconnect, state};
@@ -238,13 +239,56 @@ fn a_second_writer_is_refused() {
     let rpc = host.rpc();
     let disk = host.serve(DOMID, 8 * MIB).unwrap();
     let other = Disk { dp: "vbd/6/xvda".into(), domid: 6, ..disk.clone() };
-    let error = other.attach(&rpc).expect_err("it is attached read-write already");
+    other.attach(&rpc).expect("as when a guest migrates within its host");
+    let error = other.activate(&rpc).expect_err("it is active already");
     let error = error.downcast_ref::<zerotap_tests::harness::RpcError>().expect("an answer");
-    assert!(error.storage.is_some(), "{error}");
+    let Some(StorageError::Backend((code, texts))) = &error.storage else { panic!("{error}") };
+    assert_eq!(code, "SR_BACKEND_FAILURE_24");
+    assert!(texts[1].contains(&disk.dp) && texts[1].contains("VDI.deactivate"), "{texts:?}");
+    other.detach(&rpc).unwrap();
     disk.attach(&rpc).expect("the same again is no second one");
     disk.activate(&rpc).expect("nor is this");
     assert_eq!(disk.vdi.stat(&rpc).unwrap().dps.len(), 1);
     disk.remove(&rpc).unwrap();
+}
+
+/// A guest migrates within its host: what it leaves behind has a ring, too, and must not write any
+/// more.
+#[test]
+fn what_a_guest_leaves_behind_is_not_served() {
+    use zerotap_tests::blkfront::{Io, Op, Piece};
+    let host = Host::start().unwrap();
+    let rpc = host.rpc();
+    let source = host.serve(DOMID, 8 * MIB).unwrap();
+    let domain = Domain::create(host.sim().dir(), DOMID, 64 << 20, true).unwrap();
+    source.plug(&rpc).unwrap();
+    let mut front = Blkfront::connect(domain, Options::default()).unwrap();
+    let mut model = Model::fresh(1, front.disk().sectors);
+    workload::run(&mut front, &mut model, &requests(200), &Progress::default()).unwrap();
+
+    let next = Disk { dp: "vbd/6/xvda".into(), domid: 6, ..source.clone() };
+    next.attach(&rpc).unwrap();
+    source.deactivate(&rpc).unwrap();
+    let frame = front.domain().frame().unwrap();
+    let pieces = vec![Piece { frame, first: 0, last: 7 }];
+    front.submit(Io { op: Op::Write, sector: 0, pieces }).unwrap();
+    front.push().unwrap();
+    next.activate(&rpc).unwrap();
+    let guest = Guest { plan: requests(500), ..Guest::new(6) };
+    let running = boot(&host, &next, guest, Expect::Known(model)).unwrap();
+    let mut ended = bury(&host, &next, running).unwrap();
+    assert!(front.complete().unwrap().is_none(), "the source's ring is left alone");
+    let trouble = source.stat(&rpc).unwrap().vbd.trouble.expect("its guest waits");
+    assert!(trouble.contains(&source.dp) && trouble.contains("VDI.activate3"), "{trouble}");
+
+    // The migration fails after all, and the source goes on.
+    next.deactivate(&rpc).unwrap();
+    next.detach(&rpc).unwrap();
+    ended.model.check_image(&source.vdi.image().unwrap()).unwrap();
+    source.activate(&rpc).unwrap();
+    assert_eq!(eventually("an answer", || front.complete()).unwrap().status, 0);
+    source.unplug(&rpc, true).unwrap();
+    source.remove(&rpc).unwrap();
 }
 
 #[test]

@@ -139,6 +139,32 @@ fn a_domain_is_a_hint() {
     assert_eq!(state(), VdiState::Detached);
 }
 
+/// Datapath.attach does not tell who will only read; activate does.
+#[test]
+fn readers_share_a_volume_and_a_writer_is_told_of_them() {
+    let host = Host::start().unwrap();
+    let script = StorageScript::install(&host).unwrap();
+    let (sr, _) = plug_pbd(&host, &script).unwrap();
+    let key = create_vdi(&script, &sr, MIB).unwrap()["key"].as_str().unwrap().to_owned();
+    let call =
+        |what: &str, domain: &str| script.datapath(&format!("Datapath.{what}"), &sr, &key, domain);
+    for domain in ["5", "6"] {
+        call("attach", domain).unwrap();
+        call("activate_readonly", domain).unwrap();
+    }
+    call("attach", "7").unwrap();
+    let refused = call("activate", "7").unwrap_err().to_string();
+    assert!(refused.contains("SR_BACKEND_FAILURE_24") && refused.contains("smapi3/"), "{refused}");
+    for domain in ["5", "6"] {
+        call("deactivate", domain).unwrap();
+        call("detach", domain).unwrap();
+    }
+    call("activate", "7").expect("it is still attached");
+    call("attach", "8").unwrap();
+    let refused = call("activate", "8").unwrap_err().to_string();
+    assert!(refused.contains("smapi3/7"), "{refused}");
+}
+
 #[test]
 fn every_edit_of_a_volume_and_an_sr_is_seen() {
     let host = Host::start().unwrap();

@@ -2,6 +2,7 @@
 //! in xenstore, in its order (xen-api `ocaml/xenopsd/xc/{device,xenops_server_xen,storage}.ml`).
 
 use serde_json::{Value, json};
+use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::smapi2::{Mode, VdiState};
 use zerotap_tests::guest::{Domain, destroy};
 use zerotap_tests::harness::{Disk, Host, Vdi, eventually};
@@ -68,7 +69,9 @@ fn run(host: &Host, disk: &Disk, answer: &Value, expect: Expect) -> (String, End
     let domain = Domain::create(host.sim().dir(), disk.domid, 64 << 20, true).unwrap();
     let backend = add(&mut dom0, disk.domid, answer);
     eventually("the VBD is ours", || {
-        Ok((host.rpc().raw("VBD.list", &json!({}))? != json!([])).then_some(()))
+        let listed = host.rpc().raw("VBD.list", &json!({}))?;
+        let mut vbds = listed.as_array().into_iter().flatten();
+        Ok(vbds.any(|vbd| vbd["domid"] == disk.domid).then_some(()))
     })
     .unwrap();
     assert_eq!(dom0.read(&format!("{backend}/state")).unwrap(), "1", "not before the script");
@@ -107,7 +110,9 @@ fn take_away(host: &Host, disk: &Disk, backend: &str) {
         dom0.remove(path).unwrap();
     }
     eventually("the VBD is forgotten", || {
-        Ok((host.rpc().raw("VBD.list", &json!({}))? == json!([])).then_some(()))
+        let listed = host.rpc().raw("VBD.list", &json!({}))?;
+        let mut vbds = listed.as_array().into_iter().flatten();
+        Ok(vbds.all(|vbd| vbd["domid"] != disk.domid).then_some(()))
     })
     .unwrap();
 }
@@ -165,27 +170,90 @@ fn a_datapath_is_destroyed_in_any_state_it_is_in() {
     destroy_dp(&host, &disk, "5");
 }
 
-/// Attached on two hosts, active on one: the destination attaches while the source serves, and
-/// activates once that has let go; the guest's second connect finds every byte.
+/// Attached twice, active once: the destination attaches while the source serves, and activates
+/// once that has let go; the guest's second connect finds every byte.
+fn migrate(source: &Host, destination: &Host, vdi: &Vdi) -> StorageError {
+    let (old, new) = (disk(vdi, 5), disk(vdi, 9));
+    let answer = attach(source, &old);
+    call(source, "VDI.activate3", &old, &of_dp(&old));
+    let (backend, ended) = run(source, &old, &answer, Expect::Fresh);
+    let arrived = attach(destination, &new);
+    let mut early = of_dp(&new);
+    early["sr"] = json!(vdi.sr);
+    early["vdi"] = json!(vdi.vdi);
+    let refused = destination.rpc().fails("VDI.activate3", &early).storage.expect("SMAPIv2's");
+    call(source, "VDI.deactivate", &old, &of_dp(&old));
+    call(destination, "VDI.activate3", &new, &of_dp(&new));
+    call(source, "VDI.detach", &old, &of_dp(&old));
+    let (there, mut ended) = run(destination, &new, &arrived, Expect::Known(ended.model));
+    take_away(source, &old, &backend);
+    destroy_dp(source, &old, "");
+    assert_eq!(state(destination, &new), VdiState::Activated(Mode::ReadWrite));
+    take_away(destination, &new, &there);
+    destroy_dp(destination, &new, "9");
+    ended.model.check_image(&vdi.image().unwrap()).unwrap();
+    vdi.destroy(&destination.rpc()).unwrap();
+    refused
+}
+
 #[test]
 fn a_vm_migrates_to_a_host_that_sees_the_same_sr() {
     let (source, destination) = (Host::start().unwrap(), Host::start().unwrap());
     let vdi = source.create_vdi(8 * MIB).unwrap();
     let config = json!({"sr": vdi.sr, "device_config": {"path": vdi.sr_dir}});
     destination.rpc().raw("SR.attach", &config).unwrap();
-    let (old, new) = (disk(&vdi, 5), disk(&vdi, 9));
-    let answer = attach(&source, &old);
-    call(&source, "VDI.activate3", &old, &of_dp(&old));
-    let (backend, ended) = run(&source, &old, &answer, Expect::Fresh);
-    let arrived = attach(&destination, &new);
-    call(&source, "VDI.deactivate", &old, &of_dp(&old));
-    call(&destination, "VDI.activate3", &new, &of_dp(&new));
-    assert_eq!(state(&source, &old), VdiState::Attached(Mode::ReadWrite));
-    let (there, mut ended) = run(&destination, &new, &arrived, Expect::Known(ended.model));
-    take_away(&source, &old, &backend);
-    destroy_dp(&source, &old, "");
-    take_away(&destination, &new, &there);
-    destroy_dp(&destination, &new, "9");
-    ended.model.check_image(&vdi.image().unwrap()).unwrap();
-    vdi.destroy(&destination.rpc()).unwrap();
+    let refused = migrate(&source, &destination, &vdi);
+    assert!(matches!(refused, StorageError::ActivatedOnAnotherHost(_)), "{refused}");
+}
+
+#[test]
+fn a_vm_migrates_within_its_host() {
+    let host = Host::start().unwrap();
+    let vdi = host.create_vdi(8 * MIB).unwrap();
+    let refused = migrate(&host, &host, &vdi);
+    assert_eq!(refused.code(), 24);
+    assert!(refused.to_string().contains("vbd/5/xvda of domain 5"), "who has it: {refused}");
+}
+
+/// dom0 has a look at a disk beside its guest (a backup, pygrub) and is in nobody's way.
+#[test]
+fn dom0_is_a_second_user() {
+    let host = Host::start().unwrap();
+    let vdi = host.create_vdi(MIB).unwrap();
+    let guest = disk(&vdi, 5);
+    let answer = attach(&host, &guest);
+    call(&host, "VDI.activate3", &guest, &of_dp(&guest));
+    let worker = guest.worker(&host.rpc()).unwrap().pid;
+    let dom0 = Disk { dp: "xenopsd/task/1".into(), domid: 0, ..guest.clone() };
+    let mut reads = of_dp(&dom0);
+    reads["read_write"] = json!(false);
+    assert_eq!(call(&host, "VDI.attach3", &dom0, &reads), answer, "the same disk, the same answer");
+    call(&host, "VDI.activate_readonly", &dom0, &of_dp(&dom0));
+    destroy_dp(&host, &dom0, "0");
+    assert_eq!(guest.worker(&host.rpc()).unwrap().pid, worker, "the guest's goes on");
+    // The guest ends while dom0 looks: it is not kept waiting, and dom0 goes on.
+    call(&host, "VDI.attach3", &dom0, &reads);
+    call(&host, "VDI.activate_readonly", &dom0, &of_dp(&dom0));
+    destroy_dp(&host, &guest, "5");
+    assert_eq!(state(&host, &guest), VdiState::Activated(Mode::ReadOnly));
+    assert_eq!(guest.worker(&host.rpc()).unwrap().pid, worker, "what dom0 has open stays open");
+    destroy_dp(&host, &dom0, "0");
+    vdi.destroy(&host.rpc()).unwrap();
+}
+
+/// Guests that know of each other, as in a cluster.
+#[test]
+fn a_sharable_disk_has_many_writers() {
+    let host = Host::start().unwrap();
+    let (sr, sr_dir) = host.create_sr().unwrap();
+    let info = json!({"name_label": "quorum", "virtual_size": MIB, "sharable": true});
+    let made = host.rpc().raw("VDI.create", &json!({"sr": sr, "vdi_info": info})).unwrap();
+    let vdi = Vdi { sr, vdi: made["vdi"].as_str().unwrap().into(), sr_dir };
+    for disk in [5, 6].map(|domid| disk(&vdi, domid)) {
+        attach(&host, &disk);
+        call(&host, "VDI.activate3", &disk, &of_dp(&disk));
+    }
+    let dps = vdi.stat(&host.rpc()).unwrap().dps;
+    assert!(dps.values().all(|state| *state == VdiState::Activated(Mode::ReadWrite)), "{dps:?}");
+    assert_eq!(dps.len(), 2);
 }

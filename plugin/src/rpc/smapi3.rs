@@ -10,6 +10,7 @@ use crate::sr::file::SrEdit;
 use crate::state::now;
 use crate::vdi::VdiId;
 use crate::vdi::actor::Edit;
+use crate::vdi::registry::Holder;
 use std::sync::Arc;
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::error::number;
@@ -233,19 +234,24 @@ fn datapaths(table: &mut Table) {
     });
     table.add::<table::DatapathAttach, _, _>(|core, params| async move {
         let vdi = named(&params.uri)?;
-        let sr = core.srs.get(&vdi.sr)?;
-        let key = vdi.vdi.clone();
-        let volume = sr.run(move |file| file.volume(&key)).await?;
         // SMAPIv3 does not tell who will only read; a volume that nobody may write is one to read.
-        let mode = if volume.read_only { Mode::ReadOnly } else { Mode::ReadWrite };
-        core.registry.attach(&vdi, datapath(&params.domain), params.domain, mode).await
+        let read_only = is_read_only(&core, &vdi).await?;
+        let mode = if read_only { Mode::ReadOnly } else { Mode::ReadWrite };
+        let (dp, domain) = (datapath(&params.domain), params.domain);
+        match core.registry.attach(&vdi, dp.clone(), domain.clone(), mode).await {
+            // Who shares it with those that only read is refused once it activates to write.
+            Err(error) if error.code() == i32::from(number::VDI_IN_USE) => {
+                let reads = core.registry.attach(&vdi, dp, domain, Mode::ReadOnly);
+                reads.await.map_err(|_| error)
+            }
+            attached => attached,
+        }
     });
-    table.add::<table::DatapathActivate, _, _>(|core, params| async move {
-        let vdi = named(&params.uri)?;
-        core.registry.activate(&vdi, datapath(&params.domain), false).await
+    table.add::<table::DatapathActivate, _, _>(|core, params| {
+        to_the_end(activate(core, params, Mode::ReadWrite))
     });
     table.add::<table::DatapathActivateReadonly, _, _>(|core, params| {
-        to_the_end(activate_readonly(core, params))
+        to_the_end(activate(core, params, Mode::ReadOnly))
     });
     table.add::<table::DatapathDeactivate, _, _>(|core, params| async move {
         let vdi = named(&params.uri)?;
@@ -263,19 +269,29 @@ fn datapaths(table: &mut Table) {
     });
 }
 
-/// Only now does SMAPIv3 tell that the use will not write: it was attached as if it would.
-async fn activate_readonly(core: Arc<Core>, params: DatapathParams) -> Result<(), StorageError> {
+/// Only now does SMAPIv3 tell whether the use will write: one that was attached otherwise is
+/// attached anew.
+async fn activate(core: Arc<Core>, params: DatapathParams, mode: Mode) -> Result<(), StorageError> {
     let (vdi, dp) = (named(&params.uri)?, datapath(&params.domain));
     let held = core.registry.holders(&vdi).await?;
-    let widely = |held: &&crate::vdi::registry::Holder| {
-        held.dp == dp && held.state == VdiState::Attached(Mode::ReadWrite)
-    };
-    if let Some(held) = held.iter().find(widely) {
+    let held = held.into_iter().find(|held| held.dp == dp);
+    if let Some(Holder { state: VdiState::Attached(attached), domain, .. }) = held
+        && attached != mode
+        && (mode == Mode::ReadOnly || !is_read_only(&core, &vdi).await?)
+    {
         core.registry.detach(&vdi, dp.clone()).await?;
-        let domain = held.domain.clone();
-        core.registry.attach(&vdi, dp.clone(), domain, Mode::ReadOnly).await?;
+        let anew = core.registry.attach(&vdi, dp.clone(), domain.clone(), mode).await;
+        if let Err(error) = anew {
+            core.registry.attach(&vdi, dp, domain, attached).await?;
+            return Err(error);
+        }
     }
-    core.registry.activate(&vdi, dp, true).await
+    core.registry.activate(&vdi, dp, mode == Mode::ReadOnly).await
+}
+
+async fn is_read_only(core: &Core, vdi: &VdiId) -> Result<bool, StorageError> {
+    let key = vdi.vdi.clone();
+    Ok(core.srs.get(&vdi.sr)?.run(move |file| file.volume(&key)).await?.read_only)
 }
 
 fn named(uri: &str) -> Result<VdiId, StorageError> {

@@ -34,7 +34,8 @@ pub enum Message {
     Ready(Arc<dyn Disk>),
     /// The worker of this id is about to be ended.
     Releasing(String, oneshot::Sender<()>),
-    /// The worker of this id died; why, and what is done about it, for people.
+    /// The worker of this id died, or (no id) there is none for this device; why, and what is done
+    /// about it, for people.
     Died(String, String),
     /// Let go of the guest at once.
     Force,
@@ -108,13 +109,14 @@ pub struct Hold {
     pub status: watch::Receiver<Status>,
 }
 
-/// Starts the actor of a device; `ended` is called when the device is gone and nothing of it is
+/// Starts the actor of a device, with the worker that serves its VDI, or why it has none (empty:
+/// there is none); `ended` is called when the device is gone and nothing of it is
 /// left.
 pub fn start(
     store: Arc<dyn Store>,
     address: Address,
     identity: Identity,
-    disk: Option<Arc<dyn Disk>>,
+    disk: Result<Arc<dyn Disk>, String>,
     events: Events,
     ended: impl FnOnce() + Send + 'static,
 ) -> Hold {
@@ -155,12 +157,12 @@ impl Actor {
         mut self,
         mut inbox: mpsc::Receiver<Message>,
         poke: Arc<Notify>,
-        disk: Option<Arc<dyn Disk>>,
+        disk: Result<Arc<dyn Disk>, String>,
     ) -> bool {
         let watch = self.watch_frontend(&poke);
         match disk {
-            Some(disk) => self.meet(disk),
-            None => self.step(Event::WorkerDied(String::new())),
+            Ok(disk) => self.meet(disk),
+            Err(why) => self.step(Event::WorkerDied(why)),
         }
         while !self.ending || self.asking || !self.errands.is_empty() {
             self.run_errands();

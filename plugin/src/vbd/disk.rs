@@ -2,6 +2,7 @@
 //!
 //! Traits, so that tests can put something simple in the place of processes.
 
+use crate::vdi::registry::Holder;
 use crate::vdi::{Registry, VdiId};
 use crate::worker::{WorkerError, WorkerHandle, WorkerNews};
 use std::fmt::Debug;
@@ -10,6 +11,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use tokio::sync::oneshot;
 use zerotap_rpc_schema::StorageError;
+use zerotap_rpc_schema::smapi2::VdiState;
 use zerotap_rpc_schema::worker::{
     Connected, ImageInfo, Journaled, RingParameters, TransferRule, VbdCounters, VbdId,
 };
@@ -65,6 +67,13 @@ pub trait Disks: Send + Sync {
         &'a self,
         vdi: &'a VdiId,
     ) -> Pin<Box<dyn Future<Output = Result<Vec<String>, StorageError>> + Send + 'a>>;
+    /// Why a domain must wait though a worker serves the VDI, for people: its own use is attached
+    /// and not active, so it is another's that is, as when a guest migrates within its host.
+    fn waits<'a>(
+        &'a self,
+        vdi: &'a VdiId,
+        domid: u16,
+    ) -> Pin<Box<dyn Future<Output = Option<String>> + Send + 'a>>;
     /// A device is gone for good: nothing of its journals is needed any more.
     fn forget(&self, vbd: VbdId);
 }
@@ -104,6 +113,20 @@ impl From<WorkerNews> for News {
             WorkerNews::Died { vdi, worker, text } => News::Died { worker, vdi, why: text },
         }
     }
+}
+
+/// A domain's name is the caller's hint: one that no use names is not kept waiting.
+fn waits(holders: &[Holder], domid: u16) -> Option<String> {
+    let domain = domid.to_string();
+    let mut own = holders.iter().filter(|holder| holder.domain == domain).peekable();
+    let dp = own.peek()?.dp.clone();
+    let active = own.any(|holder| matches!(holder.state, VdiState::Activated(_)));
+    (!active).then(|| {
+        format!(
+            "the VDI is active for another domain; datapath {dp} of this one is only attached: \
+             activate it (VDI.activate3) once the other is not active any more"
+        )
+    })
 }
 
 impl Disk for WorkerHandle {
@@ -180,6 +203,23 @@ impl Disks for Registry {
         Box::pin(async move {
             let holders = self.holders(vdi).await?;
             Ok(holders.into_iter().map(|holder| holder.dp).collect())
+        })
+    }
+
+    fn waits<'a>(
+        &'a self,
+        vdi: &'a VdiId,
+        domid: u16,
+    ) -> Pin<Box<dyn Future<Output = Option<String>> + Send + 'a>> {
+        Box::pin(async move {
+            match self.holders(vdi).await {
+                Ok(holders) => waits(&holders, domid),
+                // It is served, as what a toolstack has plugged should be.
+                Err(error) => {
+                    tracing::error!(%vdi, domid, "whose use is active is not known: {error}");
+                    None
+                }
+            }
         })
     }
 

@@ -238,7 +238,13 @@ impl Watcher {
         let wrong = match found {
             Found::Ours(identity) if self.shared.with(|d| d.holds.len()) < VBDS_MAX => {
                 tracing::info!(vbd = %key.1, kind = key.0, vdi = %identity.vdi, "a VBD of ours");
-                let disk = self.disks.worker(&identity.vdi);
+                let disk = match self.disks.worker(&identity.vdi) {
+                    Some(disk) => match self.disks.waits(&identity.vdi, key.1.domid).await {
+                        Some(why) => Err(why),
+                        None => Ok(disk),
+                    },
+                    None => Err(String::new()),
+                };
                 // A directory that was made again while its actor ended has to be looked at.
                 let (attention, again) = (attention.clone(), key.clone());
                 let (disks, id) = (self.disks.clone(), key.1);
@@ -267,18 +273,22 @@ impl Watcher {
     async fn hand_on(&self, news: News) {
         match news {
             News::Ready(disk) => {
-                for hold in self.of(|vdi| vdi == disk.vdi()) {
-                    let _ = hold.send(Message::Ready(disk.clone())).await;
+                for (id, hold) in self.of(|vdi| vdi == disk.vdi()) {
+                    let message = match self.disks.waits(disk.vdi(), id.domid).await {
+                        Some(why) => Message::Died(String::new(), why),
+                        None => Message::Ready(disk.clone()),
+                    };
+                    let _ = hold.send(message).await;
                 }
             }
             News::Died { worker, vdi, why } => {
-                for hold in self.of(|of| *of == vdi) {
+                for (_, hold) in self.of(|of| *of == vdi) {
                     let _ = hold.send(Message::Died(worker.clone(), why.clone())).await;
                 }
             }
             News::Releasing { worker, vdi, done } => {
                 let mut answers = Vec::new();
-                for hold in self.of(|of| *of == vdi) {
+                for (_, hold) in self.of(|of| *of == vdi) {
                     let (sender, answer) = tokio::sync::oneshot::channel();
                     let _ = hold.send(Message::Releasing(worker.clone(), sender)).await;
                     answers.push(answer);
@@ -294,10 +304,14 @@ impl Watcher {
         }
     }
 
-    fn of(&self, wanted: impl Fn(&crate::vdi::VdiId) -> bool) -> Vec<mpsc::Sender<Message>> {
+    fn of(
+        &self,
+        wanted: impl Fn(&crate::vdi::VdiId) -> bool,
+    ) -> Vec<(VbdId, mpsc::Sender<Message>)> {
         self.shared.with(|devices| {
-            let wanted = |hold: &&Hold| wanted(&hold.status.borrow().identity.vdi);
-            devices.holds.values().filter(wanted).map(|hold| hold.messages.clone()).collect()
+            let wanted =
+                devices.holds.iter().filter(|(_, hold)| wanted(&hold.status.borrow().identity.vdi));
+            wanted.map(|(key, hold)| (key.1, hold.messages.clone())).collect()
         })
     }
 

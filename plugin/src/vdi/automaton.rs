@@ -94,33 +94,47 @@ pub fn path(from: VdiState, to: VdiState) -> Option<Vec<Effect>> {
     Some(effects)
 }
 
-/// Refuses a use beside those that there are: one writer and nobody beside it, or readers only.
-/// On a sharable VDI everybody may write, but none may change how the others have it open.
+/// Refuses the attach that no path leads to: to write, where all other uses only read. Several may
+/// be attached to write, as when a guest migrates within its host; [`admit_active`] has one of them
+/// active.
 ///
 /// # Errors
 /// SR_BACKEND_FAILURE_24, with who holds the VDI and how to make it let go.
-pub fn admit(
+pub fn admit(held: &[Datapath], dp: &str, mode: Mode, name: &str) -> Result<(), StorageError> {
+    let others = || held.iter().filter(|held| held.dp != dp);
+    let writes = |held: &Datapath| mode_of(held.state) == Some(Mode::ReadWrite);
+    if mode == Mode::ReadOnly || others().any(writes) {
+        return Ok(());
+    }
+    others().next().map_or(Ok(()), |reader| Err(in_use("attach", name, dp, mode, reader)))
+}
+
+/// Refuses a second use that writes: what two guests write at once no file system survives. On a
+/// sharable VDI, where they know of each other, this is not asked.
+///
+/// # Errors
+/// As [`admit`].
+pub fn admit_active(
     held: &[Datapath],
     dp: &str,
     mode: Mode,
-    sharable: bool,
     name: &str,
 ) -> Result<(), StorageError> {
-    let mut others = held.iter().filter(|held| held.dp != dp);
-    let in_the_way = others.find(|held| {
-        let writes = mode_of(held.state) == Some(Mode::ReadWrite);
-        let widens = mode == Mode::ReadWrite && !writes;
-        widens || (!sharable && (writes || mode == Mode::ReadWrite))
-    });
-    let Some(holder) = in_the_way else { return Ok(()) };
-    Err(StorageError::backend(
-        number::VDI_IN_USE,
-        format!(
-            "cannot attach VDI {name} {mode} for datapath {dp}: it is {} for datapath {} of domain \
-             {} since {}. End that use first (VDI.deactivate and VDI.detach, or DP.destroy2)",
-            holder.state, holder.dp, holder.domain, holder.since
-        ),
-    ))
+    let writes = VdiState::Activated(Mode::ReadWrite);
+    match held.iter().find(|held| held.dp != dp && held.state == writes) {
+        Some(writer) if mode == Mode::ReadWrite => Err(in_use("activate", name, dp, mode, writer)),
+        _ => Ok(()),
+    }
+}
+
+fn in_use(verb: &str, name: &str, dp: &str, mode: Mode, holder: &Datapath) -> StorageError {
+    let Datapath { dp: other, domain, state, since, .. } = holder;
+    let text = format!(
+        "cannot {verb} VDI {name} {mode} for datapath {dp}: it is {state} for datapath {other} of \
+         domain {domain} since {since}. End that use first (VDI.deactivate and VDI.detach, or \
+         DP.destroy2)"
+    );
+    StorageError::backend(number::VDI_IN_USE, text)
 }
 
 fn mode_of(state: VdiState) -> Option<Mode> {
@@ -230,45 +244,67 @@ mod tests {
             prop_assert_eq!(mode_of(most) == Some(RW), writes);
         }
 
-        /// Whatever callers try, a VDI that is not sharable has one writer or only readers.
+        /// Whatever callers try, a VDI that is not sharable has one active writer, and nobody who
+        /// comes changes how the others have it open.
         #[test]
-        fn one_writer(calls in prop::collection::vec((0..4usize, moves()), 0..40)) {
+        fn one_active_writer(calls in prop::collection::vec((0..4usize, moves()), 0..40)) {
             let mut held: Vec<Datapath> = Vec::new();
             for (who, asked) in calls {
                 let dp = format!("dp{who}");
-                if let Move::Attach(mode) = asked && admit(&held, &dp, mode, false, "v").is_err() {
+                let at = held.iter().position(|held| held.dp == dp);
+                let Ok(next) = step(at.map_or(Detached, |at| held[at].state), asked) else {
+                    continue;
+                };
+                let admitted = match (asked, next) {
+                    (Move::Attach(mode), _) => admit(&held, &dp, mode, "v"),
+                    (Move::Activate, Activated(mode)) => admit_active(&held, &dp, mode, "v"),
+                    _ => Ok(()),
+                };
+                if admitted.is_err() {
                     continue;
                 }
-                let at = held.iter().position(|held| held.dp == dp);
                 let before = superstate(held.iter().map(|held| held.state));
-                let state = at.map_or(Detached, |at| held[at].state);
-                let Ok(next) = step(state, asked) else { continue };
                 match at {
                     Some(at) => held[at].state = next,
                     None => held.push(holder(&dp, next)),
                 }
                 held.retain(|held| held.state != Detached);
                 let after = superstate(held.iter().map(|held| held.state));
-                prop_assert!(path(before, after).is_some(), "{before} to {after}");
-                let writers = held.iter().filter(|held| mode_of(held.state) == Some(RW)).count();
-                prop_assert!(writers == 0 || held.len() == 1);
+                // Who leaves is never refused: what is open stays as it is for the others.
+                let comes = matches!(asked, Move::Attach(_) | Move::Activate);
+                prop_assert!(!comes || path(before, after).is_some(), "{before} to {after}");
+                let writers = held.iter().filter(|held| held.state == Activated(RW)).count();
+                prop_assert!(writers <= 1);
             }
         }
     }
 
     #[test]
-    fn refusal_names_the_holder() {
-        let held = [holder("vbd/5/xvda", Activated(RW))];
-        for mode in [RO, RW] {
-            let error = admit(&held, "vbd/6/xvda", mode, false, "disk").expect_err("in use");
+    fn refusals_name_the_holder() {
+        let writer = [holder("vbd/5/xvda", Activated(RW))];
+        let reader = [holder("vbd/5/xvda", Attached(RO))];
+        let refused = [
+            admit_active(&writer, "vbd/6/xvda", RW, "disk"),
+            admit(&reader, "vbd/6/xvda", RW, "disk"),
+        ];
+        for error in refused.map(|refused| refused.expect_err("in use")) {
             let text = error.to_string();
             assert!(text.contains("vbd/5/xvda") && text.contains("domain 5"), "{text}");
             assert_eq!(error.code(), 24);
         }
-        assert!(admit(&held, "vbd/5/xvda", RW, false, "disk").is_ok());
-        assert!(admit(&held, "vbd/6/xvda", RW, true, "disk").is_ok());
+    }
+
+    #[test]
+    fn a_second_user_is_admitted() {
+        let writer = [holder("vbd/5/xvda", Activated(RW))];
+        for mode in [RO, RW] {
+            assert!(admit(&writer, "vbd/6/xvda", mode, "disk").is_ok(), "it is not active yet");
+        }
+        assert!(admit_active(&writer, "vbd/5/xvda", RW, "disk").is_ok(), "the same again");
+        assert!(admit_active(&writer, "vbd/6/xvda", RO, "disk").is_ok(), "dom0 has a look");
+        let moving = [holder("vbd/5/xvda", Attached(RW))];
+        assert!(admit_active(&moving, "vbd/6/xvda", RW, "disk").is_ok(), "a guest migrates");
         let reader = [holder("vbd/5/xvda", Attached(RO))];
-        assert!(admit(&reader, "vbd/6/xvda", RO, false, "disk").is_ok());
-        assert!(admit(&reader, "vbd/6/xvda", RW, true, "disk").is_err());
+        assert!(admit(&reader, "vbd/6/xvda", RO, "disk").is_ok(), "readers share");
     }
 }

@@ -57,7 +57,7 @@ impl Vdi<'_> {
         let mut uses = self.uses(dp).await?;
         let from = uses.this.state;
         let to = automaton::step(from, Move::Attach(mode))?;
-        automaton::admit(&uses.others, dp, mode, record.sharable, &record.key)?;
+        automaton::admit(&uses.others, dp, mode, &record.key)?;
         if uses.others.len() >= DATAPATHS_MAX {
             let text = format!(
                 "cannot attach VDI {} for datapath {dp}: {DATAPATHS_MAX} datapaths use it, the \
@@ -85,11 +85,20 @@ impl Vdi<'_> {
             let wanted = VdiState::Activated(Mode::ReadOnly);
             return Err(StorageError::IllegalTransition((from, wanted)));
         }
+        if let VdiState::Activated(mode) = to
+            && let Err(refused) = automaton::admit_active(&uses.others, dp, mode, &self.id.vdi)
+        {
+            let key = self.id.vdi.clone();
+            if !sr.run(move |file| file.volume(&key)).await?.sharable {
+                return Err(refused);
+            }
+        }
         let (before, after) = (uses.superstate_with(from), uses.superstate_with(to));
         automaton::path(before, after).ok_or(StorageError::IllegalTransition((before, after)))?;
-        if self.registry.workers.serving(self.id).is_some() {
+        if let Some(worker) = self.registry.workers.serving(self.id) {
             if from != to {
                 self.change(&uses.this, to).await?;
+                self.registry.workers.tell_anew(worker).await;
             }
             return Ok(());
         }

@@ -51,7 +51,7 @@ impl Vdi<'_> {
         let active = followed?;
         tracing::info!(vdi = %self.id, bytes, active = active.is_some(), "VDI resized");
         if let Some(worker) = active {
-            self.registry.workers.grown(worker).await;
+            self.registry.workers.tell_anew(worker).await;
         }
         Ok(bytes)
     }

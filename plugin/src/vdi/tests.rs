@@ -156,20 +156,19 @@ async fn names_and_numbers_of_datapaths_are_bounded() {
 }
 
 #[tokio::test]
-async fn a_second_writer_is_refused_whoever_comes_first() {
+async fn many_are_attached_to_write_and_one_is_active() {
     let bench = bench().await;
     let attempts = (0..20).map(|n| {
         let (registry, vdi) = (Arc::clone(&bench.registry), bench.vdi.clone());
         tokio::spawn(async move { registry.attach(&vdi, format!("dp{n}"), "5".into(), RW).await })
     });
-    let mut won = 0;
     for attempt in attempts.collect::<Vec<_>>() {
-        match attempt.await.expect("no panic") {
-            Ok(_) => won += 1,
-            Err(error) => assert_eq!(error.code(), 24, "{error}"),
-        }
+        attempt.await.expect("no panic").expect("attached is not active");
     }
-    assert_eq!(won, 1);
+    bench.pretend_active("dp0", std::process::id()).await;
+    let second = bench.registry.activate(&bench.vdi, "dp1".into(), false).await;
+    let second = second.expect_err("dp0 writes");
+    assert!(second.code() == 24 && second.to_string().contains("datapath dp0"), "{second}");
     let destroyed = bench.registry.destroy(&bench.vdi).await.expect_err("in use").to_string();
     assert!(destroyed.contains("of domain 5"), "{destroyed}");
 }

@@ -188,8 +188,8 @@ impl Workers {
         self.tell(WorkerNews::Ready(worker)).await;
     }
 
-    /// The image of a worker that serves has grown.
-    pub async fn grown(&self, worker: WorkerHandle) {
+    /// Of a worker that serves there is something new: its image has grown, or it serves one more.
+    pub async fn tell_anew(&self, worker: WorkerHandle) {
         self.tell(WorkerNews::Ready(worker)).await;
     }
 

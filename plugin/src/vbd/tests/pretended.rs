@@ -218,5 +218,13 @@ impl Disks for PretendedDisks {
         Box::pin(async { Ok(vec!["vbd/5/xvda".to_owned()]) })
     }
 
+    fn waits<'a>(
+        &'a self,
+        _vdi: &'a VdiId,
+        _domid: u16,
+    ) -> Pin<Box<dyn Future<Output = Option<String>> + Send + 'a>> {
+        Box::pin(async { None })
+    }
+
     fn forget(&self, _vbd: VbdId) {}
 }
