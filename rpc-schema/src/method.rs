@@ -1,6 +1,6 @@
 //! What a JSON-RPC method is, and the macro that turns one table into types and documents.
 
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserializer, Serialize, de::DeserializeOwned};
 
 #[cfg(feature = "schema")]
 /// What a type must offer to be documented.
@@ -27,8 +27,8 @@ pub trait Method {
 }
 
 /// Reads a value of type `T` and writes it again.
-pub(crate) fn rewrite<T: Serialize + DeserializeOwned>(
-    value: &serde_json::Value,
+pub(crate) fn rewrite<'de, T: Serialize + DeserializeOwned>(
+    value: impl Deserializer<'de, Error = serde_json::Error>,
 ) -> serde_json::Result<serde_json::Value> {
     serde_json::to_value(T::deserialize(value)?)
 }
@@ -53,9 +53,9 @@ macro_rules! methods {
 
         /// Reads a method's parameters and writes them again; none for a method of another table.
         /// What comes back is what a peer would see of them: wire fidelity is judged by it.
-        pub fn rewrite_params(
+        pub fn rewrite_params<'de>(
             method: &str,
-            params: &serde_json::Value,
+            params: impl serde::Deserializer<'de, Error = serde_json::Error>,
         ) -> Option<serde_json::Result<serde_json::Value>> {
             $( if method == $name {
                 return Some($crate::method::rewrite::<$params>(params));

@@ -4,7 +4,7 @@
 //! absent when there is nothing to say, never `null`; integers are never written as floats.
 //! Parameters refuse unknown names; results tolerate them, as upstream's reader does.
 
-use crate::variant::variants;
+use crate::variant::{present, variants};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -87,7 +87,7 @@ pub struct VdiInfo {
     /// The volume's key in its SR, XenAPI's `VDI.location`.
     #[serde(default)]
     pub vdi: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub uuid: Option<String>,
     #[serde(default)]
     pub content_id: String,
@@ -180,7 +180,7 @@ pub enum Health {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[expect(missing_docs, reason = "upstream's names")]
 pub struct SrInfo {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub sr_uuid: Option<String>,
     pub name_label: String,
     pub name_description: String,
@@ -280,7 +280,7 @@ pub struct Probe {
     /// Whether the configuration suffices for `SR.attach`.
     pub complete: bool,
     /// The SR that is there already.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub sr: Option<SrInfo>,
     /// Anything else worth knowing.
     pub extra_info: Pairs,

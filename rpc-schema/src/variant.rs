@@ -1,4 +1,4 @@
-//! SMAPI's wire form of a sum type, and the macro that declares one.
+//! SMAPI's wire form of a sum type, and the macro that declares one; and of an optional field.
 //!
 //! Upstream's codec (ocaml-rpc) writes a variant without a payload as `"Tag"` and one with a
 //! payload as `["Tag", payload]`; two payloads become `["Tag", [a, b]]`. serde's own enum forms are
@@ -91,4 +91,11 @@ pub(crate) fn split(value: serde_json::Value) -> Result<(String, serde_json::Val
         },
         other => Err(format!("expected \"Tag\" or [\"Tag\", payload], found {other}")),
     }
+}
+
+/// Upstream's reader refuses `null` where a record's optional field is absent; so does ours.
+pub(crate) fn present<'de, D: serde::Deserializer<'de>, T: serde::Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
 }

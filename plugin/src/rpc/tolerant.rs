@@ -107,8 +107,10 @@ impl<'de> Deserializer<'de> for Tolerant {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use proptest::prelude::*;
+    use serde_json::{Map, json};
     use zerotap_rpc_schema::smapi2::{NoParams, VdiCreateParams, VdiResizeParams};
+    use zerotap_rpc_schema::table;
 
     #[test]
     fn reads_as_upstream_does() {
@@ -139,5 +141,105 @@ mod tests {
         }
         let pairs = json!({"sr": "a", "vdi_info": {"name_label": "n", "sm_config": [["k", "v"]]}});
         assert!(read::<VdiCreateParams>(pairs).is_err(), "pairs are an object");
+    }
+
+    /// Upstream's samples of what it sends: the methods that are served, and their parameters.
+    fn samples() -> Vec<(String, Value)> {
+        let path =
+            concat!(env!("CARGO_MANIFEST_DIR"), "/../rpc-schema/fixtures/smapiv2-requests.jsonl");
+        let text = std::fs::read_to_string(path).expect("the samples");
+        let each = text.lines().flat_map(|line| {
+            let line: Value = serde_json::from_str(line).expect("a sample");
+            let methods: Vec<String> =
+                serde_json::from_value(line["methods"].clone()).expect("methods");
+            methods.into_iter().map(move |method| (method, line["params"].clone()))
+        });
+        each.filter(|(method, _)| table::NAMES.contains(&method.as_str())).collect()
+    }
+
+    /// The records in a call's parameters: themselves, and those that are parameters.
+    const RECORDS: [&str; 2] = ["vdi_info", "snapshot_info"];
+
+    /// Has each field of the records in `params` told by `retell`, by name and value; `more` fields
+    /// are added to each.
+    fn retold(
+        params: &Value,
+        retell: &mut impl FnMut(&str, &Value) -> (String, Value),
+        more: &Map<String, Value>,
+    ) -> Value {
+        let mut object = more.clone();
+        for (name, value) in params.as_object().expect("a record") {
+            let (name_told, told) = match RECORDS.contains(&name.as_str()) {
+                true => (retell(name, &Value::Null).0, retold(value, retell, more)),
+                false => retell(name, value),
+            };
+            object.insert(name_told, told);
+        }
+        Value::Object(object)
+    }
+
+    proptest! {
+        /// Key case, decimal strings and fields of a later version change nothing.
+        #[test]
+        fn every_call_is_read_as_upstream_reads_it(
+            shout in any::<u64>(), digits in any::<u64>(), more in any::<bool>(),
+        ) {
+            let later = json!({"of a later version": [1.5, null]});
+            let more = later.as_object().filter(|_| more).cloned().unwrap_or_default();
+            let (samples, mut at) = (samples(), 0);
+            assert!(samples.len() > 100, "{}", samples.len());
+            for (method, params) in samples {
+                let mut retell = |name: &str, value: &Value| {
+                    at += 1;
+                    let odd = |bits: u64| bits.rotate_left(at) & 1 == 1;
+                    let name = if odd(shout) { name.to_uppercase() } else { name.into() };
+                    let text = value.is_i64() && odd(digits);
+                    (name, if text { value.to_string().into() } else { value.clone() })
+                };
+                let told = Tolerant(retold(&params, &mut retell, &more));
+                let read = table::rewrite_params(&method, told).expect("served");
+                prop_assert_eq!(read.expect("tolerable"), params, "{}", method);
+            }
+        }
+    }
+
+    /// No `null` for a field that is absent, no float for an integer, wherever it stands. (Where a
+    /// field has a default upstream takes that without a word; a caller of ours is told.)
+    #[test]
+    fn what_upstream_refuses_of_any_call_is_refused() {
+        let mut refused = 0;
+        for (method, params) in samples() {
+            let mut fields = 0;
+            retold(
+                &params,
+                &mut |name, value| {
+                    fields += 1;
+                    (name.into(), value.clone())
+                },
+                &Map::new(),
+            );
+            for spoiled in 0..fields {
+                let mut at = 0;
+                let (mut was, mut place) = (Value::Null, String::new());
+                let mut spoil = |name: &str, value: &Value| {
+                    at += 1;
+                    if at - 1 != spoiled {
+                        return (name.into(), value.clone());
+                    }
+                    (was, place) = (value.clone(), name.into());
+                    let float = value.as_i64().map(|_| json!(1.0));
+                    (name.into(), float.unwrap_or_default())
+                };
+                let told = Tolerant(retold(&params, &mut spoil, &Map::new()));
+                // `unit` is written null, and records were looked into.
+                if was.is_null() {
+                    continue;
+                }
+                let read = table::rewrite_params(&method, told).expect("served");
+                assert!(read.is_err(), "{method}: {place}");
+                refused += 1;
+            }
+        }
+        assert!(refused > 500, "{refused}");
     }
 }

@@ -9,7 +9,7 @@ pub mod params;
 pub mod table;
 
 use crate::smapi2::Pairs;
-use crate::variant::variants;
+use crate::variant::{present, variants};
 use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 
 /// What stands before a SMAPIv3 method's name on the daemon's socket: SR.create and others are
@@ -125,13 +125,6 @@ pub struct ProbeResult {
     pub sr: Option<SrStat>,
     /// Anything else worth knowing.
     pub extra_info: Pairs,
-}
-
-/// Upstream's reader refuses `null` where a record's optional field is absent; so does ours.
-fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
-    deserializer: D,
-) -> Result<Option<T>, D::Error> {
-    T::deserialize(deserializer).map(Some)
 }
 
 /// Upstream's reader takes the default when an optional field that has one holds anything else.
