@@ -28,7 +28,9 @@ pub(crate) fn run(_: &Options) -> Result<bool> {
 pub(crate) fn make_and_try() -> Result<()> {
     packages::ensure(&[RPM, CPIO])?;
     process::run(&mut workspace::build_static())?;
-    has_no_fault_points(&workspace::static_dir().join("zerotap"))?;
+    for program in ["zerotap", "zerotap-datapath"] {
+        has_no_fault_points(&workspace::static_dir().join(program))?;
+    }
     let work = workspace::target_dir().join("dist");
     if work.exists() {
         fs::remove_dir_all(&work)?;
@@ -50,11 +52,13 @@ pub(crate) fn make_and_try() -> Result<()> {
     Ok(())
 }
 
+/// What a program with fault points asks its environment for.
+const FAULT_DIR: &str = "ZEROTAP_FAULT_DIR";
+
 /// They are for debug builds: a daemon on a host dies at nobody's order.
 fn has_no_fault_points(program: &Path) -> Result<()> {
-    const NAME: &[u8] = b"ZEROTAP_FAULT_DIR";
     let bytes = fs::read(program).with_context(|| format!("read {}", program.display()))?;
-    let found = bytes.windows(NAME.len()).any(|window| window == NAME);
+    let found = bytes.windows(FAULT_DIR.len()).any(|window| window == FAULT_DIR.as_bytes());
     ensure!(!found, "{} has fault points in it", program.display());
     Ok(())
 }
@@ -171,4 +175,24 @@ fn serves_a_disk(root: &Path) -> Result<()> {
     let query = scripts.join("volume/org.xen.xapi.storage.zerotap/Plugin.Query");
     ensure!(query.exists(), "smapi install left no {}", query.display());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_with_fault_points_is_not_packed() {
+        let source = include_str!("../../plugin/src/fault.rs");
+        assert!(source.contains(&format!("var_os(\"{FAULT_DIR}\")")), "it is known by its name");
+        let dir = std::env::temp_dir().join(format!("zerotap-dist-{}", std::process::id()));
+        fs::create_dir(&dir).unwrap();
+        let program = dir.join("program");
+        for (bytes, packed) in [("\0ZEROTAP_FAULT_DIR\0", false), ("\0ZEROTAP_SOCKET\0", true)] {
+            fs::write(&program, bytes).unwrap();
+            assert_eq!(has_no_fault_points(&program).is_ok(), packed);
+        }
+        assert!(has_no_fault_points(&dir.join("none")).is_err(), "unread is not unarmed");
+        fs::remove_dir_all(&dir).unwrap();
+    }
 }
