@@ -213,7 +213,9 @@ impl Desk {
                 continue;
             }
             let handled = if again { self.handled(&key).await } else { None };
-            self.known.insert(key.clone(), Known { link: Arc::clone(&link), answer: None });
+            // It may come once more before it is forgotten, and is answered each time.
+            let known = Known { link: Arc::clone(&link), answer: handled.clone() };
+            self.known.insert(key.clone(), known);
             if let Some(answer) = handled {
                 tracing::info!(message = message.id, "delivered again, answered as before");
                 self.finish(Done { link: Arc::clone(&link), message, key, answer }).await;

@@ -168,6 +168,52 @@ fn ten_at_once_newest_first_are_begun_in_order() {
     site.end();
 }
 
+/// Also calls whose effect is not the same when they are done twice.
+#[test]
+fn ten_delivered_ten_times_more_newest_first_are_done_once() {
+    let site = Site::start();
+    let mut caller = site.caller();
+    let vdi = site.create(&mut caller);
+    let source = caller.result("VDI.stat", &site.vdi(&vdi)).unwrap();
+    let copy = json!({"dbg": "t", "sr": site.sr, "vdi_info": source});
+    let info = json!({"vdi": "", "name_label": "new", "virtual_size": MIB});
+    let create = json!({"dbg": "t", "sr": site.sr, "vdi_info": info});
+    let (attach, dp) = (site.attach(&vdi, "x"), site.dp(&vdi, "x"));
+    site.switch.hold(true);
+    let ids: Vec<i64> = [
+        ("VDI.attach3", &attach),
+        ("VDI.activate3", &dp),
+        ("VDI.create", &create),
+        ("VDI.deactivate", &dp),
+        ("VDI.detach", &dp),
+        ("VDI.snapshot", &copy),
+        ("VDI.attach3", &attach),
+        ("VDI.clone", &copy),
+        ("VDI.create", &create),
+        ("VDI.detach", &dp),
+    ]
+    .into_iter()
+    .map(|(method, params)| caller.post(method, params).unwrap())
+    .collect();
+    site.switch.hold(false);
+    let answers: Vec<_> = ids.iter().map(|id| caller.raw_answer(*id).unwrap()).collect();
+    for answer in &answers {
+        let answer: Value = serde_json::from_str(answer).unwrap();
+        assert_eq!(answer["error"], Value::Null, "in order none of them is refused");
+    }
+    for round in 0..10 {
+        eventually("all are acknowledged", || Ok((site.switch.waiting() == 0).then_some(())))
+            .unwrap();
+        assert_eq!(site.superstate(&vdi), "Detached");
+        assert_eq!(site.vdis(), 5, "two new ones, a snapshot and a clone");
+        site.switch.deliver_again(&ids);
+        for (id, answer) in ids.iter().zip(&answers) {
+            assert_eq!(caller.raw_answer(*id).unwrap(), *answer, "round {round}");
+        }
+    }
+    site.end();
+}
+
 #[test]
 fn what_makes_no_sense_gets_a_proper_envelope() {
     let site = Site::start();

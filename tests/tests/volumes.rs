@@ -1,6 +1,6 @@
 //! SRs and VDIs without guests: sizes, records, space, foreign files, clear refusals.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -259,6 +259,77 @@ fn an_sr_outlives_detach_and_the_daemon() {
     assert!(found.unwrap().to_string().contains(&vdi.sr));
     let busy = host.rpc().fails("SR.destroy", &json!({"sr": vdi.sr}));
     assert!(!text(&busy).is_empty(), "an SR with volumes is not destroyed");
+}
+
+#[test]
+fn a_probe_tells_what_is_there_and_changes_nothing() {
+    let host = Host::start().unwrap();
+    let probe = |config: Value| host.rpc().raw("SR.probe", &json!({"device_config": config}));
+    let dir = host.data().join("place");
+    let config = json!({"path": dir});
+    assert_eq!(probe(config.clone()).unwrap(), json!(["Probe", []]), "no such directory");
+    std::fs::write(&dir, "").unwrap();
+    assert_eq!(probe(config.clone()).unwrap(), json!(["Probe", []]), "a file");
+    std::fs::remove_file(&dir).unwrap();
+    std::fs::create_dir(&dir).unwrap();
+    let empty = json!({"configuration": config, "complete": true, "extra_info": {}});
+    assert_eq!(probe(config.clone()).unwrap(), json!(["Probe", [empty]]), "one may be made");
+    assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);
+
+    let sr = uuid().unwrap();
+    host.create_sr_at(&sr, &dir).unwrap();
+    let names = || std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().path()).collect::<Vec<_>>();
+    let (stat, before) = (host.rpc().raw("SR.stat", &json!({"sr": sr})).unwrap(), names());
+    for attached in [true, false] {
+        let found = probe(config.clone()).unwrap()[1][0].clone();
+        assert_eq!((&found["complete"], &found["configuration"]), (&json!(true), &config));
+        assert_eq!(found["sr"]["sr_uuid"], json!(sr), "attached: {attached}");
+        assert_eq!(found["sr"]["name_label"], stat["name_label"]);
+        assert_eq!(names(), before);
+        host.rpc().raw("SR.detach", &json!({"sr": sr})).unwrap();
+    }
+    std::fs::write(dir.join("zerotap-sr.json"), "{\"version\"").unwrap();
+    let damaged = host.rpc().fails("SR.probe", &json!({"device_config": config}));
+    assert!(text(&damaged).contains("zerotap-sr.json"), "an SR is there, whatever its record says");
+
+    for (config, code) in [
+        (json!({}), 90),
+        (json!({"path": "relative"}), 91),
+        (json!({"path": dir, "server": "nfs"}), 91),
+    ] {
+        let refused = host.rpc().fails("SR.probe", &json!({"device_config": config}));
+        assert_eq!(refused.storage.expect("SMAPIv2's").code(), code, "{config}");
+    }
+}
+
+/// XAPI forgets a VDI by itself and tells nobody; then it scans, or introduces it again.
+#[test]
+fn a_volume_is_introduced_wherever_it_comes_from() {
+    let (host, other) = (Host::start().unwrap(), Host::start().unwrap());
+    let vdi = host.create_vdi(MIB).unwrap();
+    let attach = json!({"sr": vdi.sr, "device_config": {"path": vdi.sr_dir}});
+    other.rpc().raw("SR.attach", &attach).unwrap();
+    let late = other.create_vdi_in(&vdi.sr, MIB).unwrap();
+    let record = || std::fs::read(vdi.sr_dir.join(format!("{}.vdi.json", late.vdi))).unwrap();
+    let before = record();
+    let introduce = |location: &str| {
+        json!({"sr": vdi.sr, "uuid": uuid().unwrap(), "sm_config": {"k": "v"},
+            "location": location})
+    };
+    for _ in 0..2 {
+        let found = host.rpc().raw("VDI.introduce", &introduce(&late.vdi)).unwrap();
+        assert_eq!(found, serde_json::to_value(&late).unwrap(), "as the other host made it");
+    }
+    assert_eq!(record(), before, "nothing of it changes");
+    let (listed, _) = host.rpc().call::<table::SrScan2>(&sr_params(&vdi.sr)).unwrap();
+    assert!(listed.contains(&late));
+    for nowhere in ["", "..", "../zerotap-sr", "no such key"] {
+        let refused = host.rpc().fails("VDI.introduce", &introduce(nowhere)).storage;
+        assert_eq!(refused, Some(StorageError::VdiDoesNotExist(nowhere.into())));
+    }
+    std::fs::write(vdi.sr_dir.join(format!("{}.vdi.json", late.vdi)), "{").unwrap();
+    let damaged = host.rpc().fails("VDI.introduce", &introduce(&late.vdi));
+    assert!(text(&damaged).contains(&late.vdi));
 }
 
 #[test]

@@ -278,9 +278,25 @@ enum Missing {
     Damaged(String),
 }
 
-/// The name of the SR in `dir`, for SR.probe.
-pub fn uuid_in(dir: &Path) -> Option<String> {
-    publish::read::<SrRecord>(dir, SR_RECORD).ok().map(|record| record.uuid)
+/// The name of the SR in `dir`, for SR.probe; none where there is none.
+///
+/// # Errors
+/// SR_BACKEND_FAILURE_47: there is one, and its record cannot be read.
+pub fn uuid_in(dir: &Path) -> Result<Option<String>, StorageError> {
+    match publish::read::<SrRecord>(dir, SR_RECORD) {
+        Ok(record) => Ok(Some(record.uuid)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => {
+            let path = dir.join(SR_RECORD);
+            let text = format!(
+                "cannot tell which SR is in {}: {} cannot be read: {error}. Put it back from a \
+                 backup",
+                dir.display(),
+                path.display()
+            );
+            Err(StorageError::backend(number::SR_UNAVAILABLE, text))
+        }
+    }
 }
 
 /// Blocks as bytes, in SMAPIv2's kind of number.

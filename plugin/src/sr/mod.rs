@@ -141,7 +141,7 @@ pub async fn probe(config: &Pairs) -> Result<Vec<Probe>, StorageError> {
             if !dir.is_dir() {
                 return Ok(vec![]);
             }
-            let sr = match file::uuid_in(&dir) {
+            let sr = match file::uuid_in(&dir)? {
                 Some(uuid) => Some(FileSr::new(uuid, dir, false).stat()?),
                 None => None,
             };
