@@ -5,6 +5,7 @@
 //! the volume and has its old data locked, so that nobody, here or elsewhere, writes to either.
 //! Blocking, as the rest of the SR.
 
+use crate::fault;
 use crate::sr::catalog::failed;
 use crate::sr::copy::Progress;
 use crate::sr::file::FileSr;
@@ -90,6 +91,9 @@ impl FileSr {
                         rustix::fs::fsync(&file)
                     })
                     .and_then(|()| rustix::fs::rename(self.path(&fresh), &data))
+                    .inspect(|()| {
+                        fault::point!("a copy has taken its place");
+                    })
                     .map_err(|error| failed("replace", &data, &error.into()))
             });
         if let Err(error) = made {

@@ -12,6 +12,10 @@ use zerotap_tests::workload::random::Random;
 /// The VDI's size.
 pub(crate) const BYTES: usize = 1 << 20;
 const DP: &str = "vbd/5/xvda";
+/// What the VDI holds before it is reverted.
+static OTHER: [u8; BYTES] = [0x3c; BYTES];
+/// The host that has it active before it is unlocked.
+pub(crate) const FOREIGNER: &str = "f0e1d2c3-0000-4000-8000-000000000001";
 
 /// How far it has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,7 +26,13 @@ pub(crate) enum Stage {
     Sr,
     /// An SR with a VDI that has content.
     Vdi,
-    /// The same, and the SR is detached.
+    /// The same, and the VDI has a snapshot and other content since.
+    Snapshot,
+    /// The VDI is in an epoch that shall be forgotten.
+    Epoch,
+    /// The VDI is active on another host, which is dead.
+    Foreign,
+    /// An SR with a VDI that has content, detached.
     SrDetached,
     /// The VDI is attached for writing.
     Attached,
@@ -39,6 +49,8 @@ pub(crate) struct Life {
     /// The SR's directory.
     pub(crate) dir: PathBuf,
     key: String,
+    /// What `VDI.snapshot` told.
+    pub(crate) snapshot: Value,
     content: Vec<u8>,
     /// Whether the content is on the disk.
     written: bool,
@@ -52,7 +64,7 @@ impl Life {
         let mut random = Random::new(3);
         let content = std::iter::repeat_with(|| random.bits().to_le_bytes()).take(BYTES / 8);
         let content = content.flatten().collect();
-        let mut life = Life { sr, dir, key, content, written: false };
+        let mut life = Life { sr, dir, key, snapshot: Value::Null, content, written: false };
         life.reach(host, stage).expect("an undisturbed life");
         life
     }
@@ -60,7 +72,7 @@ impl Life {
     /// The life of a disk that somebody else wrote to.
     pub(crate) fn of(vdi: &Vdi) -> Life {
         let Vdi { sr, vdi: key, sr_dir: dir } = vdi.clone();
-        Life { sr, dir, key, content: Vec::new(), written: false }
+        Life { sr, dir, key, snapshot: Value::Null, content: Vec::new(), written: false }
     }
 
     fn reach(&mut self, host: &Host, stage: Stage) -> anyhow::Result<()> {
@@ -74,6 +86,24 @@ impl Life {
             std::fs::write(self.dir.join(format!("{}.raw", self.key)), &self.content)?;
             self.written = true;
         }
+        match stage {
+            Stage::Snapshot => {
+                self.snapshot = rpc.raw("VDI.snapshot", &self.copy())?;
+                std::fs::write(self.data(), OTHER.as_slice())?;
+            }
+            Stage::Epoch => {
+                let epoch = self.vdi(json!({"vm": "5", "persistent": false}));
+                rpc.raw("VDI.epoch_begin", &epoch)?;
+            }
+            Stage::Foreign => {
+                let mut record = self.record()?;
+                record["owner"] = json!({"host": FOREIGNER, "boot_id": "b", "epoch": 1,
+                    "since": "2026-01-01T00:00:00Z"});
+                record["epoch"] = json!(1);
+                std::fs::write(self.record_path(), record.to_string())?;
+            }
+            _ => {}
+        }
         if stage == Stage::SrDetached {
             rpc.raw("SR.detach", &json!({"sr": self.sr}))?;
         }
@@ -84,6 +114,38 @@ impl Life {
         if stage == Stage::Active {
             rpc.raw("VDI.activate3", &self.dp(json!({"vm": "5"})))?;
             self.write_by_worker(&rpc)?;
+        }
+        Ok(())
+    }
+
+    fn data(&self) -> PathBuf {
+        self.dir.join(format!("{}.raw", self.key))
+    }
+
+    fn record_path(&self) -> PathBuf {
+        self.dir.join(format!("{}.vdi.json", self.key))
+    }
+
+    /// The VDI's record, as any host of the pool reads it.
+    pub(crate) fn record(&self) -> anyhow::Result<Value> {
+        let text = std::fs::read_to_string(self.record_path()).context("the record")?;
+        serde_json::from_str(&text).context("a record is JSON")
+    }
+
+    /// The VDI itself holds what was written first.
+    pub(crate) fn holds_its_content(&self) -> anyhow::Result<()> {
+        ensure!(std::fs::read(self.data())? == self.content, "it holds something else");
+        Ok(())
+    }
+
+    /// Whether its guest uses a copy, which is whole.
+    pub(crate) fn is_in_an_epoch(&self, wanted: bool) -> anyhow::Result<()> {
+        let files = self.files()?;
+        let copy = ["raw", "vdi.json"].map(|end| format!("{}.boot.{end}", self.key));
+        ensure!(copy.iter().all(|name| files.contains(name) == wanted), "{files:?}");
+        if wanted {
+            let bytes = std::fs::read(self.dir.join(&copy[0]))?;
+            ensure!(bytes == self.content, "the copy holds something else");
         }
         Ok(())
     }
@@ -158,11 +220,18 @@ impl Life {
             let bytes = std::fs::read(self.dir.join(&name)).with_context(|| name.clone())?;
             let size = volume["virtual_size"].as_u64().context("a size")?;
             ensure!(bytes.len() as u64 == size, "{name}: {} bytes, not {size}", bytes.len());
-            if self.written {
+            // Reverted or not, and nothing in between.
+            let not_yet = !self.snapshot.is_null() && key == self.key && bytes == OTHER;
+            if self.written && !not_yet {
                 ensure!(bytes[..BYTES] == self.content, "{name}: other bytes than were written");
                 ensure!(bytes[BYTES..].iter().all(|&byte| byte == 0), "{name} grew by garbage");
             }
             data.insert(name);
+        }
+        // Scans do not list it.
+        if self.dir.join(format!("{}.boot.vdi.json", self.key)).exists() {
+            self.is_in_an_epoch(true)?;
+            data.insert(format!("{}.boot.raw", self.key));
         }
         let orphans = self.files()?.into_iter().filter(|name| name.ends_with(".raw"));
         let orphans: BTreeSet<_> = orphans.filter(|name| !data.contains(name)).collect();

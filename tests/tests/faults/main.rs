@@ -11,8 +11,9 @@ mod life;
 mod operations;
 mod queue;
 
+use guests::Midway;
 use life::{Life, Stage};
-use operations::{OF_MORE_THAN_A_DISK, OPERATIONS, Operation, READ_ONLY};
+use operations::{OPERATIONS, Operation, READ_ONLY};
 use std::collections::BTreeSet;
 use std::path::Path;
 use zerotap_rpc_schema::table;
@@ -98,8 +99,7 @@ fn datapaths_survive_every_fault() {
 #[test]
 fn every_method_that_changes_something_is_among_the_operations() {
     let operations = OPERATIONS.iter().map(|operation| operation.method);
-    let known: BTreeSet<&str> =
-        operations.chain(READ_ONLY).chain(guests::METHODS).chain(OF_MORE_THAN_A_DISK).collect();
+    let known: BTreeSet<&str> = operations.chain(READ_ONLY).chain(guests::METHODS).collect();
     let table: BTreeSet<&str> = table::NAMES.iter().copied().collect();
     assert_eq!(known, table, "operations and READ_ONLY on the left, the method table on the right");
 }
@@ -130,7 +130,7 @@ fn every_fault_point_is_passed() {
         passed.extend(faults.disarm().unwrap());
         life.end(&host).unwrap();
     }
-    passed.extend(guests::with(&mut host, &faults, guests::Fault::Nothing, 0, true));
+    passed.extend(guests::with(&mut host, &faults, guests::Fault::Nothing, 0, Midway::Pause));
     let mut site = queue::Site::start();
     let faults = site.host.faults().unwrap();
     passed.extend(queue::with(&mut site, &faults, queue::Fault::Nothing, 0));

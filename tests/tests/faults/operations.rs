@@ -1,6 +1,6 @@
 //! Every operation that changes something: what must be there before, its call, what holds after.
 
-use crate::life::{BYTES, Life, Stage};
+use crate::life::{BYTES, FOREIGNER, Life, Stage};
 use anyhow::ensure;
 use serde_json::{Value, json};
 use zerotap_tests::harness::Rpc;
@@ -54,10 +54,6 @@ pub(crate) const READ_ONLY: [&str; 24] = [
     "Task.list",
     "rpc.discover",
 ];
-
-/// Methods that need more than a disk on one host: a snapshot, another host, a guest's epoch.
-pub(crate) const OF_MORE_THAN_A_DISK: [&str; 5] =
-    ["VDI.revert", "VDI.unlock", "VDI.epoch_begin", "VDI.epoch_end", "Worker.upgrade"];
 
 macro_rules! operation {
     ($method:literal, $before:ident, $params:expr, $holds:expr) => {
@@ -165,6 +161,31 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     }),
     operation!("VDI.snapshot", Vdi, |life| life.copy(), copied),
     operation!("VDI.clone", Vdi, |life| life.copy(), copied),
+    operation!(
+        "VDI.revert",
+        Snapshot,
+        |life| json!({"sr": life.sr, "snapshot_info": life.snapshot}),
+        |life, _| life.holds_its_content()
+    ),
+    operation!(
+        "VDI.epoch_begin",
+        Vdi,
+        |life| life.vdi(json!({"vm": "5", "persistent": false})),
+        |life, _| life.is_in_an_epoch(true)
+    ),
+    operation!("VDI.epoch_end", Epoch, |life| life.vdi(json!({"vm": "5"})), |life, _| life
+        .is_in_an_epoch(false)),
+    operation!(
+        "VDI.unlock",
+        Foreign,
+        |life| life.vdi(json!({"force_from": FOREIGNER, "reason": "it burned down"})),
+        |life, _| {
+            let owner = &life.record()?["owner"];
+            ensure!(owner.is_null(), "it is still {owner}'s");
+            Ok(())
+        },
+        "no host has it active"
+    ),
     operation!(
         "VDI.set_name_label",
         Vdi,
