@@ -10,6 +10,7 @@
 mod arena;
 pub mod control;
 pub mod device;
+mod elder;
 pub mod engine;
 pub mod image;
 pub mod inherit;

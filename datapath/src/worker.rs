@@ -2,6 +2,7 @@
 //! served by a thread of its own.
 
 use crate::control::{CONNECTIONS_MAX, Connection, HangUp};
+use crate::elder;
 use crate::engine::{Completion, Engine, Tag, Unavailable};
 use crate::image::Image;
 use crate::nbd::export::Export;
@@ -229,6 +230,9 @@ impl Worker {
 
     fn obey(&mut self, connection: u16, request: Request, descriptors: Vec<OwnedFd>) {
         let waiter = Waiter { connection, id: request.id };
+        if let Some(text) = elder::refusal(&request.ask, elder::newest()) {
+            return self.reply(waiter, Answer::Error { text });
+        }
         let answer = match request.ask {
             Ask::Hello { protocol } => self.hello(protocol),
             Ask::Connect { vbd, read_only, discard, ring: parameters, transfer, journaled } => {
@@ -264,7 +268,7 @@ impl Worker {
             return Answer::Error { text };
         }
         Answer::Hello {
-            protocol: protocol.min(PROTOCOL),
+            protocol: protocol.min(elder::newest()),
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
             image: self.common.image.info(),

@@ -8,6 +8,7 @@ pub mod footprint;
 pub mod genuine_xenstored;
 pub mod guest;
 pub mod harness;
+pub mod installed;
 pub mod message_switch;
 pub mod programs;
 pub mod siege;

@@ -3,11 +3,12 @@
 //! `ZEROTAP_KILLS` kills so many workers in the long scenario; without it, a few.
 
 use serde_json::json;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use zerotap_tests::blkfront::Options;
+use zerotap_tests::guest::destroy;
+use zerotap_tests::harness::busy::{boot, finish, spin, successor};
 use zerotap_tests::harness::{Disk, Host, eventually, kill_worker};
-use zerotap_tests::simguest::{Expect, Guest, Running};
-use zerotap_tests::workload::Plan;
+use zerotap_tests::simguest::Running;
 use zerotap_tests::workload::random::Random;
 
 const MIB: i64 = 1 << 20;
@@ -17,48 +18,6 @@ const KILLS: u64 = 20;
 
 fn kills() -> u64 {
     std::env::var("ZEROTAP_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(KILLS)
-}
-
-fn boot(host: &Host, disk: &Disk, options: Options) -> Running {
-    let plan = Plan { bytes_max: 256 * 1024, ..Plan::default() };
-    let guest = Guest { options, plan, ..Guest::new(disk.domid) };
-    let running = Running::start(host.sim().dir(), guest, Expect::Fresh).unwrap();
-    disk.plug(&host.rpc()).unwrap();
-    running.progresses(50, SOON).unwrap();
-    running
-}
-
-/// Ends the guest, and compares every byte on the image with what it was told.
-fn finish(host: &Host, disk: &Disk, running: Running) {
-    let rpc = host.rpc();
-    let mut ended = running.stop().unwrap();
-    assert_eq!(ended.report.errors, 0);
-    assert!(ended.report.flushes > 0 && ended.report.write_bytes > 0);
-    disk.unplug(&rpc, false).unwrap();
-    let image = disk.vdi.image().unwrap();
-    disk.deactivate(&rpc).unwrap();
-    ended.model.check_image(&image).unwrap();
-    disk.detach(&rpc).unwrap();
-    disk.vdi.destroy(&rpc).unwrap();
-    assert_eq!(rpc.raw("Worker.list", &json!({})).unwrap(), json!([]));
-    let left = |dir| std::fs::read_dir(host.run_dir().join(dir)).unwrap().count();
-    assert_eq!([left("worker"), left("nbd")], [0, 0], "sockets");
-    eventually("journals go with their device", || Ok((left("journal") == 0).then_some(())))
-        .unwrap();
-}
-
-/// Any moment will do: waits in nobody's step.
-fn spin(time: Duration) {
-    let until = Instant::now() + time;
-    while Instant::now() < until {
-        std::thread::sleep(Duration::from_micros(50));
-    }
-}
-
-/// The worker that serves after this one: the dead are listed until their death was noticed.
-fn successor(host: &Host, disk: &Disk, last: u32) -> u32 {
-    let other = || Ok(disk.worker(&host.rpc()).ok().filter(|worker| worker.pid != last));
-    eventually("another worker serves", other).unwrap().pid
 }
 
 /// Kills workers at random moments, now and then the next one while it takes up what there is.
@@ -144,6 +103,32 @@ fn the_daemon_dies_while_it_replaces_a_worker() {
         assert_eq!(workers.as_array().unwrap().len(), 1, "{workers}");
     }
     finish(&host, &disk, running);
+}
+
+#[test]
+fn journals_of_devices_that_went_unseen_are_swept() {
+    let mut host = Host::start().unwrap();
+    let [goes, stays] = [DOMID, DOMID + 1].map(|domid| host.serve(domid, 16 * MIB).unwrap());
+    let [gone, running] = [&goes, &stays].map(|disk| boot(&host, disk, Options::default()));
+    host.kill_daemon().unwrap();
+    gone.progress.abandon();
+    gone.join().unwrap();
+    destroy(host.sim().dir(), DOMID).unwrap();
+    let mut dom0 = host.sim().toolstack().unwrap();
+    dom0.remove(&format!("/local/domain/0/backend/zerotap/{DOMID}")).unwrap();
+    let dir = host.run_dir().join("journal");
+    std::fs::write(dir.join("77-51712-3"), "").unwrap();
+    host.start_daemon().unwrap();
+    eventually("only journals of devices are left", || {
+        let left = std::fs::read_dir(&dir)?.flatten().map(|entry| entry.file_name());
+        Ok((left.collect::<Vec<_>>() == ["6-51712-0"]).then_some(()))
+    })
+    .unwrap();
+    goes.remove(&host.rpc()).unwrap();
+    let killed = stays.kill_worker(&host.rpc()).unwrap();
+    successor(&host, &stays, killed);
+    running.progresses(50, SOON).expect("its journal was left alone");
+    finish(&host, &stays, running);
 }
 
 #[test]

@@ -54,12 +54,16 @@ pub(crate) fn make_and_try() -> Result<()> {
 
 /// What a program with fault points asks its environment for.
 const FAULT_DIR: &str = "ZEROTAP_FAULT_DIR";
+/// And a worker that plays an older one.
+const WORKER_PROTOCOL: &str = "ZEROTAP_WORKER_PROTOCOL";
 
-/// They are for debug builds: a daemon on a host dies at nobody's order.
+/// They are for debug builds: on a host a daemon dies at nobody's order, and no worker pretends.
 fn has_no_fault_points(program: &Path) -> Result<()> {
     let bytes = fs::read(program).with_context(|| format!("read {}", program.display()))?;
-    let found = bytes.windows(FAULT_DIR.len()).any(|window| window == FAULT_DIR.as_bytes());
-    ensure!(!found, "{} has fault points in it", program.display());
+    for name in [FAULT_DIR, WORKER_PROTOCOL] {
+        let found = bytes.windows(name.len()).any(|window| window == name.as_bytes());
+        ensure!(!found, "{} obeys {name}: it is a debug build's", program.display());
+    }
     Ok(())
 }
 
@@ -185,10 +189,16 @@ mod tests {
     fn a_program_with_fault_points_is_not_packed() {
         let source = include_str!("../../plugin/src/fault.rs");
         assert!(source.contains(&format!("var_os(\"{FAULT_DIR}\")")), "it is known by its name");
+        let elder = include_str!("../../datapath/src/elder.rs");
+        assert!(elder.contains(&format!("var(\"{WORKER_PROTOCOL}\")")), "so is this");
         let dir = std::env::temp_dir().join(format!("zerotap-dist-{}", std::process::id()));
         fs::create_dir(&dir).unwrap();
         let program = dir.join("program");
-        for (bytes, packed) in [("\0ZEROTAP_FAULT_DIR\0", false), ("\0ZEROTAP_SOCKET\0", true)] {
+        for (bytes, packed) in [
+            ("\0ZEROTAP_FAULT_DIR\0", false),
+            ("\0ZEROTAP_WORKER_PROTOCOL\0", false),
+            ("\0ZEROTAP_SOCKET\0", true),
+        ] {
             fs::write(&program, bytes).unwrap();
             assert_eq!(has_no_fault_points(&program).is_ok(), packed);
         }

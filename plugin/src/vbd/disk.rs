@@ -5,6 +5,7 @@
 use crate::vdi::registry::Holder;
 use crate::vdi::{Registry, VdiId};
 use crate::worker::{WorkerError, WorkerHandle, WorkerNews};
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::future::Future;
 use std::pin::Pin;
@@ -76,6 +77,8 @@ pub trait Disks: Send + Sync {
     ) -> Pin<Box<dyn Future<Output = Option<String>> + Send + 'a>>;
     /// A device is gone for good: nothing of its journals is needed any more.
     fn forget(&self, vbd: VbdId);
+    /// There are these devices and no others: the same of all those.
+    fn forget_others(&self, there: &BTreeSet<VbdId>);
 }
 
 /// What is to be known of workers as it happens.
@@ -225,5 +228,9 @@ impl Disks for Registry {
 
     fn forget(&self, vbd: VbdId) {
         self.forget(vbd);
+    }
+
+    fn forget_others(&self, there: &BTreeSet<VbdId>) {
+        self.forget_others(there);
     }
 }

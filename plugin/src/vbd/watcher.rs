@@ -189,10 +189,15 @@ impl Watcher {
         let pending = attention.take();
         let mut devices = pending.devices;
         let mut whole = pending.tree;
+        // Ours or not: a directory that cannot be read now may be ours.
+        let mut listed: BTreeSet<VbdId> = devices.iter().map(|(_, id)| *id).collect();
         if pending.tree {
             for kind in &self.kinds {
                 match self.list(own, kind).await {
-                    Ok(found) => devices.extend(found.into_iter().map(|id| (kind.clone(), id))),
+                    Ok(found) => {
+                        listed.extend(&found);
+                        devices.extend(found.into_iter().map(|id| (kind.clone(), id)));
+                    }
                     Err(error) => {
                         tracing::debug!(%error, "not listed");
                         whole = false;
@@ -213,7 +218,12 @@ impl Watcher {
         for key in unknown {
             self.consider(own, key, attention).await;
         }
-        self.shared.with(|devices| devices.looked |= whole);
+        let first =
+            whole && self.shared.with(|devices| !std::mem::replace(&mut devices.looked, true));
+        if first {
+            // Those that went while no daemon was there told nobody.
+            self.disks.forget_others(&listed);
+        }
     }
 
     async fn list(&self, own: Own, kind: &str) -> Result<Vec<VbdId>, StoreError> {

@@ -14,7 +14,7 @@ use crate::vdi::tasks::{Task, Tasks};
 use crate::worker::set::{Entry, Lives};
 use crate::worker::{Launcher, WorkerHandle, Workers};
 use std::collections::hash_map::Entry as Slot;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -98,6 +98,11 @@ impl Registry {
     /// A VBD is gone for good.
     pub fn forget(&self, vbd: VbdId) {
         self.launcher.journals.remove(vbd);
+    }
+
+    /// There are these VBDs and no others.
+    pub fn forget_others(&self, there: &BTreeSet<VbdId>) {
+        self.launcher.journals.remove_others(there);
     }
 
     /// How often each VDI's worker was started and died. No I/O.

@@ -34,7 +34,11 @@ impl Vdi<'_> {
     /// Replaces a worker that serves by one of the program that is installed now.
     pub(super) async fn upgrade(&self) -> Result<(), StorageError> {
         let Some(worker) = self.registry.workers.serving(self.id) else {
-            let text = format!("VDI {} has no worker that serves it", self.id);
+            let text = format!(
+                "cannot upgrade the worker of VDI {}: none serves it. Activate the VDI \
+                 (VDI.activate3): that starts one of the program that is installed now",
+                self.id
+            );
             return Err(StorageError::backend(number::WORKER_FAILED, text));
         };
         self.replace(worker.row(), Some(&worker)).await
@@ -91,9 +95,10 @@ impl Vdi<'_> {
             if !fence(&image, FENCE_DEADLINE).await? {
                 return Err(self.fenced_off(&image));
             }
+            // Before it is remembered: whoever adopts it finds NBD clients served.
+            launcher.open_nbd(worker, self.id).map_err(failed)?;
             let remembered = self.registry.state.replace_worker(intent, &former.id, started.row());
-            remembered.await.map_err(internal)?;
-            launcher.open_nbd(worker, self.id).map_err(failed)
+            remembered.await.map_err(internal)
         };
         if let Err(problem) = taken_over.await {
             if let Err(stuck) = started.stop().await {

@@ -5,6 +5,7 @@
 
 use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, open};
 use rustix::io::Errno;
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use zerotap_rpc_schema::worker::{
@@ -66,6 +67,20 @@ impl Journals {
         Ok(file)
     }
 
+    /// Removes the journals of all VBDs but these: those that went while no daemon was there.
+    pub fn remove_others(&self, kept: &BTreeSet<VbdId>) {
+        let entries = match std::fs::read_dir(&self.dir) {
+            Ok(entries) => entries,
+            Err(error) => return tracing::warn!("cannot list {}: {error}", self.dir.display()),
+        };
+        let owners = entries.flatten().filter_map(|entry| owner(entry.file_name().to_str()?));
+        // All of a device's files go with the first that is found.
+        for vbd in owners.collect::<BTreeSet<_>>().difference(kept) {
+            tracing::info!(%vbd, "the device is gone: its journals are removed");
+            self.remove(*vbd);
+        }
+    }
+
     /// Removes a VBD's journals. A worker that still writes to one does so to nobody's use.
     pub fn remove(&self, vbd: VbdId) {
         for queue in 0..QUEUES_MAX {
@@ -78,6 +93,14 @@ impl Journals {
             }
         }
     }
+}
+
+/// The VBD that a file of this name is of.
+fn owner(name: &str) -> Option<VbdId> {
+    let mut parts = name.split('-');
+    let vbd = VbdId { domid: parts.next()?.parse().ok()?, devid: parts.next()?.parse().ok()? };
+    let queue: usize = parts.next()?.parse().ok()?;
+    (parts.next().is_none() && queue < QUEUES_MAX).then_some(vbd)
 }
 
 #[cfg(test)]
@@ -110,5 +133,21 @@ mod tests {
         assert_eq!((read(&anew[0]), read(&found[0])), ([0; 5], *b"taken"), "not the same file");
         journals.remove(vbd);
         assert_eq!(std::fs::read_dir(dir.path()).expect("readable").count(), 0);
+    }
+
+    #[test]
+    fn journals_of_devices_that_are_gone_are_removed_and_no_others() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let names = ["5-51712-0", "5-51712-1", "5-51728-0", "6-51712-3", "7-51712-0"];
+        let strange = ["notes", "7-51712", "7-51712-9", "7-51712-0-0", "70000-51712-0"];
+        for name in names.iter().chain(&strange) {
+            std::fs::write(dir.path().join(name), "").expect("written");
+        }
+        let kept = [(5, 51712), (7, 51712)].map(|(domid, devid)| VbdId { domid, devid });
+        Journals { dir: dir.path().into() }.remove_others(&BTreeSet::from(kept));
+        let left = std::fs::read_dir(dir.path()).expect("readable").flatten();
+        let left: BTreeSet<_> = left.map(|it| it.file_name().into_string().unwrap()).collect();
+        let wanted = [names[0], names[1], names[4]].into_iter().chain(strange);
+        assert_eq!(left, wanted.map(str::to_owned).collect());
     }
 }

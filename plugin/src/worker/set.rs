@@ -176,8 +176,9 @@ impl Workers {
     }
 
     fn take_in(&self, worker: WorkerHandle) {
-        self.watch(worker.clone());
-        self.entries().insert(worker.vdi().clone(), Entry::Known(worker));
+        // First, or a death at once would be nobody's.
+        self.entries().insert(worker.vdi().clone(), Entry::Known(worker.clone()));
+        self.watch(worker);
     }
 
     /// Takes in a worker that has just become ready.

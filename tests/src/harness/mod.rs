@@ -1,6 +1,7 @@
 //! A host with a real daemon on it: `zerotap serve` over the simulated host, in directories of its
 //! own. Everything that a scenario starts ends with it.
 
+pub mod busy;
 pub mod disk;
 pub mod faults;
 pub mod http;

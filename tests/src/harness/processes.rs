@@ -4,7 +4,7 @@ use crate::bare_worker::Control;
 use rustix::process::{Pid, Signal, kill_process};
 use std::path::Path;
 use std::process::Child;
-use zerotap_rpc_schema::worker::{Answer, Ask, PROTOCOL};
+use zerotap_rpc_schema::worker::{Answer, Ask, PROTOCOL, PROTOCOL_OLDEST};
 
 /// SIGTERM.
 pub(super) fn terminate(child: &Child) -> rustix::io::Result<()> {
@@ -17,8 +17,10 @@ pub(super) fn end_workers(run_dir: &Path) {
     for entry in entries.flatten() {
         // A socket without a worker behind it answers nothing.
         let Ok(mut control) = Control::connect(&entry.path()) else { continue };
-        if let Ok(Answer::Hello { pid, .. }) = control.ask(Ask::Hello { protocol: PROTOCOL }) {
-            kill(pid);
+        for protocol in [PROTOCOL, PROTOCOL_OLDEST] {
+            if let Ok(Answer::Hello { pid, .. }) = control.ask(Ask::Hello { protocol }) {
+                kill(pid);
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::super::disk::{Answer, Disk, Disks};
 use crate::vdi::VdiId;
 use crate::worker::WorkerError;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -227,4 +227,6 @@ impl Disks for PretendedDisks {
     }
 
     fn forget(&self, _vbd: VbdId) {}
+
+    fn forget_others(&self, _there: &BTreeSet<VbdId>) {}
 }
