@@ -21,8 +21,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use zerotap_rpc_schema::worker::{
-    Abi, Answer, Ask, Discard, ImageInfo, PROTOCOL, QUEUES_MAX, QueueParameters, Reply, Request,
-    RingParameters, VbdCounters, VbdId,
+    Abi, Answer, Ask, DESCRIPTORS_MAX, Discard, ImageInfo, Journaled, PROTOCOL, QUEUES_MAX,
+    QueueParameters, Reply, Request, RingParameters, VbdCounters, VbdId,
 };
 
 /// How long the worker may take to answer.
@@ -126,12 +126,28 @@ impl BareWorker {
         ring: RingParameters,
         read_only: bool,
     ) -> anyhow::Result<()> {
+        self.connect_with(control, vbd, ring, read_only, &[])
+    }
+
+    /// The same with journals, one a queue, of rings that nothing was taken of; or with none.
+    ///
+    /// # Errors
+    /// What the worker answers.
+    pub fn connect_with(
+        &self,
+        control: &mut Control,
+        vbd: VbdId,
+        ring: RingParameters,
+        read_only: bool,
+        journals: &[File],
+    ) -> anyhow::Result<()> {
         let open = |_| File::open(&self.sim_dir);
         let events = ring.queues.iter().map(open).collect::<Result<Vec<_>, _>>()?;
-        let events: Vec<_> = events.iter().map(File::as_fd).collect();
-        let (discard, transfer, journaled) = (!read_only, None, None);
+        let descriptors: Vec<_> = events.iter().chain(journals).map(File::as_fd).collect();
+        let (discard, transfer) = (!read_only, None);
+        let journaled = (!journals.is_empty()).then_some(Journaled::Begin);
         let ask = Ask::Connect { vbd, read_only, discard, ring, transfer, journaled };
-        match control.ask_with(ask, &events)? {
+        match control.ask_with(ask, &descriptors)? {
             Answer::Done => Ok(()),
             other => bail!("{other:?}"),
         }
@@ -249,7 +265,7 @@ impl Control {
     /// # Errors
     /// When the worker hung up.
     pub fn send(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> anyhow::Result<()> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(QUEUES_MAX))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         if !fds.is_empty() {
             ensure!(ancillary.push(SendAncillaryMessage::ScmRights(fds)), "no room");

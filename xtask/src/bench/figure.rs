@@ -46,6 +46,16 @@ pub(crate) const SIM_CPU_4K: Target =
     target("sim randread 4k QD32 CPU", "us/IO", FIO, Bound::AtMost(1.5));
 pub(crate) const SIM_READ_1M: Target =
     target("sim read 1m QD8", "MiB/s", FIO, Bound::AtLeast(0.95));
+/// As the guest sees it: the longest that a request took.
+pub(crate) const KILL_PAUSE: Target =
+    target("pause, worker killed under load", "ms", LIMIT, Bound::AtMost(1.0));
+pub(crate) const KILL_PAUSE_LIMIT_MS: f64 = 300.0;
+/// The same.
+pub(crate) const UPGRADE_PAUSE: Target =
+    target("pause, worker upgraded under load", "ms", LIMIT, Bound::AtMost(1.0));
+pub(crate) const UPGRADE_PAUSE_LIMIT_MS: f64 = 50.0;
+pub(crate) const JOURNAL: Target =
+    target("sim randread 4k QD32, journaled", "IOPS", "no journal", Bound::AtLeast(0.98));
 pub(crate) const XEN_4K_QD32: Target =
     target("xen randread 4k QD32", "IOPS", BLKBACK, Bound::AtLeast(0.8));
 pub(crate) const XEN_4K_QD1: Target =

@@ -4,6 +4,7 @@
 mod figure;
 mod fio;
 mod nbd;
+mod pause;
 mod rpc;
 mod sim;
 mod xen;

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -12,7 +12,7 @@ use super::figure::{
     ATTACH, ATTACH_LIMIT_MS, Figure, IDLE_RSS, IDLE_RSS_LIMIT_MIB, SIM_CPU_4K, SIM_READ_1M,
     SIM_READ_4K, SIM_READ_4K_WOKEN,
 };
-use super::{PAIRS, fio};
+use super::{PAIRS, fio, pause};
 use crate::rpc::Client;
 use crate::sim_host::SimHost;
 use crate::{packages, process};
@@ -21,7 +21,8 @@ pub(super) const DISK_MIB: u64 = 1024;
 /// Seconds of each run.
 const RUN_SECONDS: u32 = 4;
 /// How long the guest looks at its ring before it sleeps, in microseconds: longer than a request
-/// takes. It stands for a guest with CPUs of its own, and leaves the ring and the worker to measure.
+/// takes. It stands for a guest with CPUs of its own, and leaves the ring and the worker to
+/// measure.
 const GUEST_LOOKS_US: u32 = 1000;
 /// Attachments whose median counts.
 const ATTACHMENTS: usize = 21;
@@ -33,8 +34,23 @@ pub(crate) fn measure() -> Result<Vec<Figure>> {
     let mut bench = Bench::new(&host)?;
     let mut figures = bench.attachments()?;
     figures.extend(bench.reads()?);
+    figures.extend(pause::pauses(&mut bench)?);
+    figures.push(pause::journal(&bench)?);
     Ok(figures)
 }
+
+/// What a guest does.
+pub(super) struct Load {
+    pub(super) pattern: &'static str,
+    pub(super) block: &'static str,
+    pub(super) depth: u32,
+    pub(super) seconds: u32,
+    pub(super) looks_us: u32,
+}
+
+pub(super) const READ_4K: Load =
+    Load { pattern: "randread", block: "4K", depth: 32, seconds: RUN_SECONDS, looks_us: 0 };
+const READ_1M: Load = Load { pattern: "read", block: "1M", depth: 8, ..READ_4K };
 
 /// A disk on the simulated host.
 pub(super) struct Bench<'a> {
@@ -109,13 +125,13 @@ impl<'a> Bench<'a> {
         let mut woken = Vec::new();
         for pair in 1..=PAIRS {
             println!("simulated host, pair {pair} of {PAIRS}");
-            let ours = self.guest("randread", "4K", 32, GUEST_LOOKS_US)?;
+            let ours = self.guest(&Load { looks_us: GUEST_LOOKS_US, ..READ_4K })?;
             let theirs = fio::read(&self.image, "randread", "4k", 32, RUN_SECONDS)?;
             iops.push((ours.iops, theirs.iops));
-            let ours = self.guest("randread", "4K", 32, 0)?;
+            let ours = self.guest(&READ_4K)?;
             woken.push((ours.iops, theirs.iops));
             cpu.push((ours.cpu_us, theirs.cpu_us));
-            let ours = self.guest("read", "1M", 8, 0)?;
+            let ours = self.guest(&READ_1M)?;
             let theirs = fio::read(&self.image, "read", "1m", 8, RUN_SECONDS)?;
             mib.push((ours.mib, theirs.mib));
         }
@@ -129,35 +145,60 @@ impl<'a> Bench<'a> {
     }
 
     /// One guest from plug to unplug; the worker's processor time is counted over all of it.
-    fn guest(&mut self, pattern: &str, block: &str, depth: u32, looks_us: u32) -> Result<fio::Run> {
-        let domid = self.next_domid;
-        self.next_domid += 1;
+    fn guest(&mut self, load: &Load) -> Result<fio::Run> {
         let pid = self.worker()?["pid"].as_u64().context("a worker's pid")?;
-        let mut command = self.host.program("zerotap-simguest");
-        command
-            .arg("--dir")
-            .arg(self.host.sim_dir())
-            .args(["--domid", &domid.to_string(), "--bench", pattern, "--bs", block])
-            .args(["--depth", &depth.to_string(), "--seconds", &RUN_SECONDS.to_string()])
-            .args(["--spin-us", &looks_us.to_string()])
-            .stdout(std::process::Stdio::piped());
         let before = cpu_us(pid)?;
-        let guest = command.spawn().context("start zerotap-simguest")?;
-        self.plug(domid)?;
-        let output = guest.wait_with_output()?;
+        let report = self.load(load, |_| Ok(()))?;
         let after = cpu_us(pid)?;
-        anyhow::ensure!(output.status.success(), "zerotap-simguest: {}", output.status);
-        let text = String::from_utf8_lossy(&output.stdout);
-        let last = text.lines().last().context("zerotap-simguest says what it measured")?;
-        let report: Value = serde_json::from_str(last)?;
-        let place = json!({ "domid": domid, "device": "xvda" });
-        self.client.call("VBD.unplug", &place)?;
         let number = |key: &str| report[key].as_f64().context("zerotap-simguest's figures");
         Ok(fio::Run {
             iops: number("iops")?,
             mib: number("mib_per_second")?,
             cpu_us: (after - before) / number("requests")?,
         })
+    }
+
+    /// One guest from plug to unplug, and what is done to it meanwhile: what it reports.
+    pub(super) fn load(
+        &mut self,
+        load: &Load,
+        meanwhile: impl FnOnce(&mut Self) -> Result<()>,
+    ) -> Result<Value> {
+        let domid = self.next_domid;
+        self.next_domid += 1;
+        let mut command = self.host.program("zerotap-simguest");
+        command
+            .arg("--dir")
+            .arg(self.host.sim_dir())
+            .args(["--domid", &domid.to_string(), "--bench", load.pattern, "--bs", load.block])
+            .args(["--depth", &load.depth.to_string(), "--seconds", &load.seconds.to_string()])
+            .args(["--spin-us", &load.looks_us.to_string()])
+            .stdout(Stdio::piped());
+        let guest = command.spawn().context("start zerotap-simguest")?;
+        self.plug(domid)?;
+        meanwhile(self)?;
+        let report = report(guest)?;
+        let place = json!({ "domid": domid, "device": "xvda" });
+        self.client.call("VBD.unplug", &place)?;
+        Ok(report)
+    }
+
+    /// IOPS of a worker without a daemon on the disk's image, with and without a journal.
+    pub(super) fn journaled(&self, journal: bool) -> Result<f64> {
+        let mut command = self.host.program("zerotap-journalcost");
+        command.arg("--image").arg(&self.image);
+        command.args(["--seconds", &RUN_SECONDS.to_string()]).stdout(Stdio::piped());
+        command.args(["--spin-us", &GUEST_LOOKS_US.to_string()]);
+        if journal {
+            command.arg("--journal");
+        }
+        let report = report(command.spawn().context("start zerotap-journalcost")?)?;
+        report["iops"].as_f64().context("zerotap-journalcost's IOPS")
+    }
+
+    /// What names the VDI in a call.
+    pub(super) fn vdi(&self) -> Value {
+        json!({ "sr": self.sr, "vdi": self.vdi })
     }
 
     /// The guest makes its domain by itself: until then there is nothing to plug into.
@@ -173,10 +214,19 @@ impl<'a> Bench<'a> {
         }
     }
 
-    fn worker(&mut self) -> Result<Value> {
+    pub(super) fn worker(&mut self) -> Result<Value> {
         let workers = self.client.call("Worker.list", &json!({}))?;
         workers.get(0).cloned().context("a worker serves the VDI")
     }
+}
+
+/// The last line that a program of the tests says: what it measured.
+fn report(program: Child) -> Result<Value> {
+    let output = program.wait_with_output()?;
+    anyhow::ensure!(output.status.success(), "a measuring program: {}", output.status);
+    let text = String::from_utf8_lossy(&output.stdout);
+    let last = text.lines().last().context("a measuring program says what it measured")?;
+    serde_json::from_str(last).with_context(|| last.to_owned())
 }
 
 /// Processor time of a process so far, all its threads, microseconds.
