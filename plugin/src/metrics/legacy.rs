@@ -1,5 +1,9 @@
-//! The statistics files of tapdisk, for XenServer's tools that read them (rrdp-iostat, xsiostat,
-//! xentop): `vbd3-<domid>-<devid>/statistics` and `td3-<pid>/vbd-<domid>-<devid>` in `/dev/shm`.
+//! The statistics files of tapdisk, for XenServer's tools that read them (xsiostat, xentop):
+//! `vbd3-<domid>-<devid>/statistics` and `td3-<pid>/vbd-<domid>-<devid>` in `/dev/shm`.
+//!
+//! rrdp-iostat reads the second, by `kthread-pid` of kind `vbd3` alone and only for disks that
+//! `tap-ctl list` names (xen-api `ocaml/xcp-rrdd/bin/rrdp-iostat/rrdp_iostat.ml`). `io_ring`, which
+//! tapdisk has beside `statistics`, is read by xen-ringwatch alone and not written here.
 //!
 //! Readers map the files: they are written in place and never replaced, not even by the next
 //! daemon. Directories of ours have a mark in them; what has none is tapdisk's and left alone.
