@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use zerotap_rpc_schema::engine::EngineKind;
 use zerotap_rpc_schema::worker::{VbdCounters, VbdId};
 
@@ -163,7 +163,6 @@ struct Server {
     engine: Engine,
     inbox: Receiver<Ask>,
     mailbox: Arc<OwnedFd>,
-    started: Instant,
 }
 
 impl Server {
@@ -178,7 +177,7 @@ impl Server {
         let engine = Engine::new(image.file(), engine).map_err(|problem| problem.to_string())?;
         let device = Device::connect(vbd, ring, image);
         let device = device.map_err(|problem: ConnectFailed| problem.to_string())?;
-        Ok(Server { device, engine, inbox, mailbox, started: Instant::now() })
+        Ok(Server { device, engine, inbox, mailbox })
     }
 
     /// Serves until drained; answers what it counted.
@@ -206,8 +205,7 @@ impl Server {
 
     /// Attends to what has completed, then to what the ring has.
     fn round(&mut self, completions: &mut Vec<Completion>) -> Swept {
-        let now_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.device.set_now(now_us);
+        self.device.tick();
         for completion in completions.drain(..) {
             self.dispatch(completion);
         }

@@ -8,6 +8,7 @@
 //! * [`worker`]: the control protocol between the daemon and a datapath worker.
 
 pub mod admin;
+mod counters;
 mod deadline;
 pub mod engine;
 pub mod error;

@@ -90,6 +90,21 @@ fn each_disk_has_its_series_as_long_as_it_is_there() {
     #[expect(clippy::cast_precision_loss, reason = "a test's disk is small")]
     let wanted = [counters.reads, counters.writes, counters.flushes].map(|count| count as f64);
     assert_eq!([kind("read"), kind("write"), kind("flush")], wanted);
+    let stage = |stage| {
+        let labels = [("stage", stage), ("vdi", vdi)];
+        metrics.value("zerotap_vbd_stage_seconds_total", &labels).unwrap()
+    };
+    let stages = ["held", "pages", "device", "release"].map(stage);
+    let latency: f64 = ["read", "write", "flush", "discard"]
+        .map(|operation| {
+            let labels = [("operation", operation), ("vdi", vdi)];
+            metrics.value("zerotap_vbd_request_duration_seconds_sum", &labels).unwrap()
+        })
+        .iter()
+        .sum();
+    assert!(stages[2] > 0.0, "the device takes time: {stages:?}");
+    let all: f64 = stages.iter().sum();
+    assert!((all - latency).abs() < latency * 1e-6, "{stages:?} make up {latency}");
     assert!(metrics.value("zerotap_worker_resident_bytes", &[("vdi", vdi)]).unwrap() > 1e5);
     assert_eq!(metrics.value("zerotap_worker_stale", &[("vdi", vdi)]).unwrap(), 0.0);
     assert!(metrics.value("zerotap_sr_free_bytes", &[("sr", sr)]).unwrap() > 0.0);

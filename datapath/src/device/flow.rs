@@ -144,6 +144,7 @@ impl Device {
         let slot = &mut self.slots[usize::from(number)];
         slot.status = status;
         slot.step = Step::Finished;
+        slot.done_us = self.now_us;
         let reads = status == STATUS_OKAY && slot.plan.transfer == Direction::Read;
         match slot.reach {
             Reach::Standing => {
@@ -155,6 +156,7 @@ impl Device {
             Reach::Window { window, .. } => {
                 self.finished.push(number);
                 if self.transfer.leave_window(window) {
+                    self.tick();
                     self.answer_window(window);
                 }
             }
@@ -187,6 +189,13 @@ impl Device {
         if slot.status == STATUS_OKAY {
             let latency_us = self.now_us.saturating_sub(slot.taken_us);
             self.statistics.count(slot.plan.transfer, slot.bytes, latency_us);
+            let counters = &mut self.statistics.counters;
+            counters.ring_wait_us += slot.taken_us.saturating_sub(slot.seen_us);
+            let begun_us = slot.begun_us.saturating_sub(slot.taken_us);
+            counters.held_us += begun_us.saturating_sub(slot.reach_us);
+            counters.reach_us += slot.reach_us;
+            counters.device_us += slot.done_us.saturating_sub(slot.begun_us);
+            counters.release_us += self.now_us.saturating_sub(slot.done_us);
         }
         if self.barrier == Some(number) {
             self.barrier = None;
@@ -215,6 +224,7 @@ impl Device {
         }
         let slot = &self.slots[usize::from(number)];
         if slot.step == Step::FlushBefore {
+            self.slots[usize::from(number)].begun_us = self.now_us;
             self.running += 1;
             self.advance(number, engine);
         }

@@ -202,8 +202,12 @@ pub struct Device {
     copied: Vec<u16>,
     /// Reads whose data is to be copied to the guest before they are answered.
     returning: Vec<u16>,
-    /// The time of this round, microseconds: one reading of the clock serves all its requests.
+    /// The time of this round, microseconds: one reading of the clock serves all its requests. It
+    /// is read again after a hypercall, beside which that costs nothing.
     now_us: u64,
+    /// When the requests that are seen in the ring and not taken were seen.
+    seen_us: u64,
+    started: Instant,
     statistics: Statistics,
 }
 
@@ -283,6 +287,8 @@ impl Device {
             copied: Vec::new(),
             returning: Vec::new(),
             now_us: 0,
+            seen_us: 0,
+            started: Instant::now(),
             statistics: Statistics::default(),
         })
     }
@@ -316,9 +322,9 @@ impl Device {
         }
     }
 
-    /// A new round begins.
-    pub fn set_now(&mut self, now_us: u64) {
-        self.now_us = now_us;
+    /// Reads the clock: a new round begins.
+    pub fn tick(&mut self) {
+        self.now_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
     }
 
     /// Takes no more requests; [`Device::drained`] tells when it has ended.

@@ -19,6 +19,7 @@ impl Device {
     /// Reaches the pages of the batch. Requests whose pages the guest does not grant end with an
     /// error; those that find no room for a copy leave the batch and wait.
     pub(super) fn reach_pages(&mut self) {
+        let (calls, before_us) = (self.transfer.calls(), self.now_us);
         self.transfer.finish_standing();
         let loose_pages = self.loose_pages();
         let mut probe = false;
@@ -37,6 +38,12 @@ impl Device {
         self.copy_pages(&copied, Towards::Us);
         copied.clear();
         self.copied = copied;
+        if self.transfer.calls() != calls {
+            self.tick();
+            for &number in &self.batch {
+                self.slots[usize::from(number)].reach_us = self.now_us - before_us;
+            }
+        }
     }
 
     /// Pages of the batch that do not stand.
@@ -169,8 +176,12 @@ impl Device {
     /// Has what was read for copied requests copied to the guest, in one call for all that have
     /// completed by now, and answers them.
     pub(super) fn return_copied(&mut self) {
+        if self.returning.is_empty() {
+            return;
+        }
         let mut returning = std::mem::take(&mut self.returning);
         self.copy_pages(&returning, Towards::Guest);
+        self.tick();
         for number in returning.drain(..) {
             if self.slots[usize::from(number)].status == STATUS_ERROR {
                 self.count_ungranted();

@@ -39,7 +39,13 @@ pub(super) struct Slot {
     pub(super) status: i16,
     /// Times that the kernel asked to try again.
     pub(super) retries: u8,
+    /// When it was first seen in the ring, taken, begun and done: by the clock of the rounds.
+    pub(super) seen_us: u64,
     pub(super) taken_us: u64,
+    pub(super) begun_us: u64,
+    pub(super) done_us: u64,
+    /// How long reaching its pages, and those of its batch, took.
+    pub(super) reach_us: u64,
     /// The page that holds an indirect request's segments, until they were fetched.
     pub(super) fetch: Option<u32>,
     /// Its bytes, as far as they are segments.
@@ -68,7 +74,11 @@ impl Slot {
             buffer: None,
             status: 0,
             retries: 0,
+            seen_us: 0,
             taken_us: 0,
+            begun_us: 0,
+            done_us: 0,
+            reach_us: 0,
             fetch: None,
             fetched: Vec::with_capacity(INDIRECT_SEGMENTS_MAX * SEGMENT_BYTES),
         }
@@ -87,7 +97,11 @@ impl Slot {
         self.reach = Reach::Standing;
         self.status = 0;
         self.retries = 0;
+        self.seen_us = taken_us;
         self.taken_us = taken_us;
+        self.begun_us = taken_us;
+        self.done_us = taken_us;
+        self.reach_us = 0;
     }
 
     /// Whether direct I/O takes the pages as they are.

@@ -80,7 +80,10 @@ impl Device {
             return false;
         }
         match self.ring.sleep() {
-            Ok(true) => true,
+            Ok(true) => {
+                self.seen_us = self.now_us;
+                true
+            }
             Ok(false) => {
                 self.arm(engine);
                 false
@@ -102,6 +105,10 @@ impl Device {
     fn take_all(&mut self, budget: &mut u32) -> Result<(), RingBroken> {
         let mut fetches = 0;
         while self.barrier.is_none() && *budget > 0 && self.takes() {
+            if !self.ring.has_seen_more() {
+                // What is found now came since the last look, and nobody knows when.
+                self.seen_us = self.now_us;
+            }
             let Some(Taken { descriptor, place }) = self.ring.take()? else { break };
             *budget -= 1;
             // Read after the request: a guest that was told of a disk that has grown may use it.
@@ -118,6 +125,7 @@ impl Device {
             let number = self.free.pop().expect("as many slots as the ring has entries");
             let slot = &mut self.slots[usize::from(number)];
             slot.take(token, plan, self.now_us);
+            slot.seen_us = self.seen_us;
             match source {
                 Source::Inline(segments) => {
                     slot.segments.extend_from_slice(&segments[..plan.segment_count]);
@@ -193,6 +201,7 @@ impl Device {
             if self.barrier == Some(number) {
                 continue;
             }
+            slot.begun_us = self.now_us;
             self.running += 1;
             self.advance(number, engine);
         }

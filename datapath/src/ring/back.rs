@@ -115,6 +115,12 @@ impl<M: Memory> BackRing<M> {
         self.abi
     }
 
+    /// Whether there are requests that were seen already and not taken.
+    #[must_use]
+    pub fn has_seen_more(&self) -> bool {
+        self.consumed != self.producer
+    }
+
     /// Takes the next descriptor: one copy of its bytes, decoded. `None` when there is none, or
     /// when as many are unanswered as the ring has entries. What an earlier worker had taken comes
     /// first, in its order.

@@ -142,6 +142,12 @@ impl Transfer {
         &self.costs
     }
 
+    /// Calls made so far that mapped pages or copied data.
+    #[must_use]
+    pub fn calls(&self) -> u64 {
+        self.counters.map_calls + self.counters.grant_copy_calls
+    }
+
     /// Adds what it counted and holds.
     pub fn count(&self, into: &mut Counters) {
         into.merge(&self.counters);

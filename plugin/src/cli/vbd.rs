@@ -2,6 +2,7 @@
 
 mod rates;
 mod show;
+mod stages;
 mod top;
 
 use super::client::ANSWER_DELAY_SECONDS_MAX;
@@ -35,8 +36,11 @@ their permissions. Under XAPI leave it to XAPI. The VDI must be activated, and r
 
 const SHOW_EXAMPLES: &str = "\
 Rates are of one second (--interval); averages are over the life of the VBD's worker. Latencies are
-from a request's leaving the ring to its answer, over the worker's life too. Bytes mapped went
-between the guest's pages and the device without a copy; bytes copied took a bounce buffer.
+from a request's leaving the ring to its answer, over the worker's life too. Time goes to the ring
+(seen and not taken yet), to being held (barriers, buffers), to the guest's pages (mapped, copied),
+to the device, to release (pages given back, copied back): of the interval, if there is one. Bytes
+mapped went between the guest's pages and the device without a copy; bytes copied took a bounce
+buffer.
 --json prints one result of VBD.stat and does not wait.";
 
 #[derive(Debug, Subcommand)]

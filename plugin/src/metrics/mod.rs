@@ -170,6 +170,18 @@ fn vbds(vbds: &[VbdLook], text: &mut Text) {
         let series = counted().map(|(labels, it)| (labels, of(&it.counters)));
         text.gauges(&format!("zerotap_vbd_{name}"), help, series);
     }
+    let stages = counted().flat_map(|(labels, it)| {
+        let it = &it.counters;
+        let stages = [
+            ("ring", it.ring_wait_us),
+            ("held", it.held_us),
+            ("pages", it.reach_us),
+            ("device", it.device_us),
+            ("release", it.release_us),
+        ];
+        stages.map(|(stage, us)| (labels.with("stage", stage), seconds(us)))
+    });
+    text.counters("zerotap_vbd_stage_seconds", "Where requests' time went.", stages);
     let durations = counted().flat_map(|(labels, it): (Labels, &VbdCounters)| {
         let operations = [
             ("read", &it.read_latency),

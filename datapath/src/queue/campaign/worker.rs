@@ -12,7 +12,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
-use std::time::Instant;
 use zerotap_rpc_schema::worker::VbdId;
 
 /// A queue that serves. The very code that a queue's thread runs.
@@ -40,8 +39,7 @@ impl Worker {
         let mut engine = Engine::simulated(Simulated::new(disk, number));
         engine.wait_readable(wake.as_fd(), MAILBOX);
         let device = Device::connect(vbd, ring, image).expect("the ring is as it should be");
-        let (mailbox, started) = (Arc::clone(&wake), Instant::now());
-        let server = Server { device, engine, inbox, mailbox, started };
+        let server = Server { device, engine, inbox, mailbox: Arc::clone(&wake) };
         let (swept, completions) = (Swept::More, Vec::new());
         Worker { server, asks, wake, swept, completions, asleep: false }
     }

@@ -3,6 +3,7 @@
 use super::super::context::{Context, json, write};
 use super::super::failure::Failure;
 use super::super::{duration, size, table};
+use super::stages;
 use jiff::Timestamp;
 use std::time::{Duration, Instant};
 use zerotap_rpc_schema::Histogram;
@@ -65,6 +66,9 @@ fn render(
         rows.push(("Ring", ring_text(ring)));
     }
     rows.extend(figures(&stat.counters));
+    let nothing = Counters::default();
+    let before = earlier.map_or(&nothing, |earlier| &earlier.counters);
+    rows.extend(stages::rows(&stat.counters, before));
     table::properties(&rows) + "\n" + &requests(stat, earlier, start)
 }
 

@@ -49,7 +49,7 @@ const STAGES: [Stage; 5] = [
 pub(super) fn rows(now: &Counters, before: &Counters) -> Vec<(&'static str, String)> {
     let spent = |stage: &Stage| (stage.us)(now).saturating_sub((stage.us)(before));
     let total: u64 = STAGES.iter().map(spent).sum();
-    let answered = |it: &Counters| it.reads + it.writes + it.flushes;
+    let answered = |it: &Counters| it.reads + it.writes + it.flushes + it.discards;
     let requests = answered(now).saturating_sub(answered(before));
     let Some(mean) = total.checked_div(requests).filter(|_| total > 0) else { return Vec::new() };
     let share = |stage: &Stage| {
