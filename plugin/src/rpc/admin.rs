@@ -123,7 +123,9 @@ async fn stat_all(core: &Core) -> Result<Vec<VbdStat>, StorageError> {
 async fn status(core: &Core) -> Result<HostStatus, StorageError> {
     let datapaths = core.registry.all_datapaths().await?;
     let workers = core.registry.workers();
-    let nbd = join_all(workers.iter().map(|worker| worker.nbd())).await;
+    // Together: one that is silent is waited for once.
+    let nbd = join_all(workers.iter().map(|worker| worker.nbd()));
+    let (nbd, trouble) = tokio::join!(nbd, diagnostics::trouble(core));
     let nbd_clients = nbd.into_iter().flatten().map(|counters| counters.clients).sum();
     let mut vdis: Vec<_> = datapaths.into_iter().map(|(vdi, _)| vdi).collect();
     vdis.dedup();
@@ -142,7 +144,7 @@ async fn status(core: &Core) -> Result<HostStatus, StorageError> {
         workers: count(workers.len()),
         vbds: count(core.vbds.connected().len()),
         nbd_clients,
-        trouble: diagnostics::trouble(core).await?,
+        trouble: trouble?,
     })
 }
 

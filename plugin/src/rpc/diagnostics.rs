@@ -3,14 +3,19 @@
 use crate::rpc::Core;
 use crate::sr::catalog::Contents;
 use crate::vdi::VdiId;
+use crate::worker::set::Entry;
+use crate::worker::{WorkerError, WorkerHandle};
+use futures_util::future::join_all;
 use std::fmt::Write;
 use std::time::Duration;
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::admin::{Trouble, Vbd};
-use zerotap_rpc_schema::smapi2::VdiState;
+use zerotap_rpc_schema::smapi2::{SrInfo, VdiState};
 
 /// How long an SR may take to say that it is well.
 const SR_DEADLINE: Duration = Duration::from_secs(2);
+/// An SR is told of when less than one such part of it is free: two percent.
+const FREE_PARTS_MIN: i64 = 50;
 /// Names of each kind that a report lists of one SR.
 const NAMES_MAX: usize = 100;
 
@@ -31,17 +36,31 @@ pub async fn trouble(core: &Core) -> Result<Vec<Trouble>, StorageError> {
         let Ok(attached) = core.srs.get(&sr) else { continue };
         let health = tokio::time::timeout(SR_DEADLINE, attached.run(|file| file.stat())).await;
         let problem = match health {
-            Ok(Ok(_)) => continue,
+            Ok(Ok(info)) => {
+                all.extend(shortage(&sr, &info));
+                continue;
+            }
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("its file system has not answered for {} s", SR_DEADLINE.as_secs()),
         };
         let remedy = format!("make {} available again, or SR.detach", attached.dir().display());
         all.push(Trouble { what: format!("SR {sr}"), problem, remedy });
     }
+    all.extend(silent(core).await);
     let datapaths = core.registry.all_datapaths().await?;
     for entry in core.registry.all_workers() {
         let Some(why) = entry.trouble() else { continue };
         let row = entry.row();
+        if let Entry::Dead { ended: false, .. } = entry {
+            all.push(Trouble {
+                what: format!("VDI {}", row.vdi),
+                problem: format!("its worker {} (pid {}): {why}", row.id, row.pid),
+                remedy: "its guests may be served and are not looked after: see what holds it \
+                         (dmesg, /proc/PID/stack). VDI.activate3 kills it and starts another"
+                    .into(),
+            });
+            continue;
+        }
         let users = datapaths
             .iter()
             .filter(|(vdi, held)| *vdi == row.vdi && matches!(held.state, VdiState::Activated(_)));
@@ -74,6 +93,43 @@ pub async fn trouble(core: &Core) -> Result<Vec<Trouble>, StorageError> {
     }
     all.extend(core.vbds.trouble());
     Ok(all)
+}
+
+/// An SR whose sparse volumes cannot grow for long.
+fn shortage(sr: &str, SrInfo { free_space, total_space, .. }: &SrInfo) -> Option<Trouble> {
+    let short = free_space.saturating_mul(FREE_PARTS_MIN) < *total_space;
+    short.then(|| Trouble {
+        what: format!("SR {sr}"),
+        problem: format!(
+            "{} of {} MiB are free: writes to sparse VDIs fail when there are none",
+            free_space >> 20,
+            total_space >> 20
+        ),
+        remedy: "remove VDIs or snapshots, or give its file system more space".into(),
+    })
+}
+
+/// Workers that run and do not answer.
+async fn silent(core: &Core) -> Vec<Trouble> {
+    let ask = async |worker: WorkerHandle| {
+        let Err(error @ WorkerError::Deadline { .. }) = worker.stat().await else { return None };
+        let (row, pid) = (worker.row(), worker.pid());
+        Some(Trouble {
+            what: format!("VDI {}", row.vdi),
+            problem: format!("its worker {} (pid {pid}): {error}", row.id),
+            remedy: format!(
+                "it is stopped, or the kernel holds it in an I/O: see how the storage below is \
+                 (dmesg, /proc/{pid}/stack). If it does not come back: kill -9 {pid}; {}",
+                match worker.keeps_journals() {
+                    true => "another worker takes its place, and its guests go on",
+                    false =>
+                        "it is too old for another to go on with its guests' requests: \
+                              shut them down first",
+                }
+            ),
+        })
+    };
+    join_all(core.registry.workers().into_iter().map(ask)).await.into_iter().flatten().collect()
 }
 
 fn unserved(vdi: &VdiId, dp: &str) -> Trouble {

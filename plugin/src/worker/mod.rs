@@ -227,6 +227,12 @@ impl WorkerHandle {
         &self.0.hello.engine
     }
 
+    /// Whether another can go on with what it took, should it die.
+    #[must_use]
+    pub fn keeps_journals(&self) -> bool {
+        self.0.hello.protocol >= JOURNALS_SINCE
+    }
+
     /// Has it serve an image that has grown, to its new end.
     ///
     /// # Errors
@@ -288,7 +294,7 @@ impl WorkerHandle {
         let open = |_| launcher.host.open_events();
         let descriptors = ring.queues.iter().map(open).collect::<Result<Vec<_>, _>>();
         let mut descriptors = descriptors.map_err(WorkerError::Io)?;
-        let journaled = (self.0.hello.protocol >= JOURNALS_SINCE).then_some(how);
+        let journaled = self.keeps_journals().then_some(how);
         match (journaled, how) {
             (Some(how), _) => {
                 let journals = launcher.journals.open(vbd, &ring, how);
