@@ -64,6 +64,22 @@ pub struct Figures {
 /// # Panics
 /// Never: slots are the ring's.
 pub fn run(front: &mut Blkfront, plan: &Plan) -> anyhow::Result<Figures> {
+    watch(front, plan, |_, _| true)
+}
+
+/// The same; `seen` is told when each request was sent and when its answer was seen, and says
+/// whether to go on.
+///
+/// # Errors
+/// As [`run`].
+///
+/// # Panics
+/// Never: slots are the ring's.
+pub fn watch(
+    front: &mut Blkfront,
+    plan: &Plan,
+    mut seen: impl FnMut(Instant, Instant) -> bool,
+) -> anyhow::Result<Figures> {
     let disk = front.disk().clone();
     let frames = usize::try_from(plan.block_bytes.div_ceil(4096))?;
     ensure!(frames <= disk.segments_max, "the disk takes {} segments", disk.segments_max);
@@ -82,18 +98,19 @@ pub fn run(front: &mut Blkfront, plan: &Plan) -> anyhow::Result<Figures> {
 
     let started = Instant::now();
     let mut latencies = Histogram::default();
-    let mut requests = 0u64;
+    let (mut requests, mut goes_on) = (0u64, true);
     let mut idle_since = started;
     loop {
         let now = Instant::now();
         let mut any = false;
         while let Some(done) = front.complete()? {
             ensure!(done.status == 0, "status {} for {:?}", done.status, done.io);
+            goes_on &= seen(sent[done.slot], now);
             let taken = now.duration_since(sent[done.slot]).as_micros();
             latencies.record(u64::try_from(taken)?);
             requests += 1;
             any = true;
-            if now.duration_since(started) < plan.time {
+            if goes_on && now.duration_since(started) < plan.time {
                 let io = stream.next(done.io.pieces);
                 let slot = front.submit(io)?;
                 sent[slot] = now;

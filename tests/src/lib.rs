@@ -10,6 +10,7 @@ pub mod guest;
 pub mod harness;
 pub mod installed;
 pub mod message_switch;
+pub mod pause;
 pub mod programs;
 pub mod siege;
 pub mod simguest;

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use zerotap_tests::harness::{Rpc, eventually, http, uuid};
 use zerotap_tests::message_switch::{Caller, Switch};
+use zerotap_tests::pause;
 
 /// Attachments one after the other.
 const ATTACHMENTS: usize = 101;
@@ -45,6 +46,9 @@ struct Args {
     /// The daemon's process.
     #[arg(long)]
     pid: u32,
+    /// The simulated host's directory.
+    #[arg(long)]
+    sim_dir: PathBuf,
     /// An empty directory for SRs.
     #[arg(long)]
     storage: PathBuf,
@@ -58,6 +62,8 @@ fn main() -> anyhow::Result<()> {
         Ok(caller.call("SR.list", &json!({"dbg": "bench"})).ok().map(|_| caller))
     })?;
     let rpc = Rpc::new(&args.socket);
+    let pauses = pause::of_copies(&rpc, &args.sim_dir, &args.storage)?;
+    println!("guest's wait while its disk is copied, each copy: {pauses:.1?} ms");
     let scans = scans(&rpc, &args.storage)?;
     let sr = make_sr(&rpc, &args.storage.join("disks"))?;
     let vdis = (0..PARALLEL).map(|_| make_vdi(&rpc, &sr)).collect::<anyhow::Result<Vec<_>>>()?;
@@ -89,7 +95,7 @@ fn main() -> anyhow::Result<()> {
         json!({
             "one_by_one": one_by_one, "commits_per_attach": commits_per_attach,
             "parallel_seconds": parallel_seconds, "rss_mib": rss_mib,
-            "idle_percent": idle_percent, "scan_ms": scans,
+            "idle_percent": idle_percent, "scan_ms": scans, "pause_ms": pauses,
         })
     );
     Ok(())

@@ -99,6 +99,10 @@ pub(crate) const COMMITS_PER_ATTACH_LIMIT: f64 = 0.5;
 pub(crate) const SCAN: Target =
     target("SR.scan2 of 10 000 volumes, warm", "ms", LIMIT, Bound::AtMost(1.0));
 pub(crate) const SCAN_LIMIT_MS: f64 = 100.0;
+/// Under load, of requests that are under way while the call lasts.
+pub(crate) const PAUSE: Target =
+    target("guest's wait in snapshot, clone (XFS)", "ms", LIMIT, Bound::AtMost(1.0));
+pub(crate) const PAUSE_LIMIT_MS: f64 = 20.0;
 pub(crate) const PARALLEL_ACTIVATE: Target =
     target("256 attach3 + activate3 at once", "s", LIMIT, Bound::AtMost(1.0));
 pub(crate) const PARALLEL_LIMIT_SECONDS: f64 = 4.0;
