@@ -132,7 +132,7 @@ fn what_cannot_be_upgraded_is_refused_and_goes_on_as_it_was() {
     let site = site(Options::default());
     let (host, vdi, before) = (&site.host, site.disk.vdi.vdi.as_str(), site.pid());
     for (script, words) in [
-        ("exit 7", ["cannot replace the worker of VDI", vdi, "exited with status 7 at once"]),
+        ("exit 7", ["cannot replace the worker of VDI", vdi, "exited with status 7"]),
         ("exec sleep 100", ["cannot replace the worker of VDI", vdi, "has not answered hello"]),
     ] {
         site.installed.install_script(script).unwrap();
