@@ -46,9 +46,23 @@ fn smapi3_takes(name: &str, object: &Value) {
 
 fn tolerant_is_no_stricter<M: Method>(value: &Value) {
     let tolerant = read_tolerantly::<M>(value.clone());
-    if let Ok(strict) = serde_json::from_value::<M::Params>(value.clone()) {
+    // A field in capitals is one that is unknown to the strict reader, which may pass it over.
+    if !has_capitals(value)
+        && let Ok(strict) = serde_json::from_value::<M::Params>(value.clone())
+    {
         let tolerant = tolerant.unwrap_or_else(|error| panic!("{}: {error}", M::NAME));
         let json = |params| serde_json::to_value(params).expect("parameters are JSON");
         assert_eq!(json(tolerant), json(strict), "{}", M::NAME);
+    }
+}
+
+/// Whether a key anywhere in it has capitals.
+fn has_capitals(value: &Value) -> bool {
+    match value {
+        Value::Array(items) => items.iter().any(has_capitals),
+        Value::Object(pairs) => pairs.iter().any(|(key, value)| {
+            key.bytes().any(|byte| byte.is_ascii_uppercase()) || has_capitals(value)
+        }),
+        _ => false,
     }
 }
