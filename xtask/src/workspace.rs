@@ -39,9 +39,16 @@ pub(crate) fn xen_cache_dir() -> PathBuf {
     cache.join("zerotap-xen")
 }
 
-/// Cargo, in the workspace, as the one that started us.
+/// Cargo, in the workspace, as the one that started us; without what that one told us of ourselves,
+/// or build scripts that look at it run again whenever cargo is called without us in between.
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in env::vars_os() {
+        let told = name.to_string_lossy();
+        if told.starts_with("CARGO_PKG_") || told.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
     command.current_dir(root()).args(arguments);
     command
 }
