@@ -122,11 +122,10 @@ async fn stat_all(core: &Core) -> Result<Vec<VbdStat>, StorageError> {
 
 async fn status(core: &Core) -> Result<HostStatus, StorageError> {
     let datapaths = core.registry.all_datapaths().await?;
-    let workers = core.registry.workers();
-    // Together: one that is silent is waited for once.
-    let nbd = join_all(workers.iter().map(|worker| worker.nbd()));
-    let (nbd, trouble) = tokio::join!(nbd, diagnostics::trouble(core));
-    let nbd_clients = nbd.into_iter().flatten().map(|counters| counters.clients).sum();
+    let workers = diagnostics::ask_workers(core).await;
+    let trouble = diagnostics::trouble(core, &workers).await?;
+    let counted = workers.iter().filter_map(|(_, counted)| counted.as_ref().ok());
+    let nbd_clients = counted.map(|counted| counted.nbd.clients).sum();
     let mut vdis: Vec<_> = datapaths.into_iter().map(|(vdi, _)| vdi).collect();
     vdis.dedup();
     let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
@@ -144,7 +143,7 @@ async fn status(core: &Core) -> Result<HostStatus, StorageError> {
         workers: count(workers.len()),
         vbds: count(core.vbds.connected().len()),
         nbd_clients,
-        trouble: trouble?,
+        trouble,
     })
 }
 

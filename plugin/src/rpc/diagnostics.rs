@@ -4,7 +4,7 @@ use crate::rpc::Core;
 use crate::sr::catalog::Contents;
 use crate::vdi::VdiId;
 use crate::worker::set::Entry;
-use crate::worker::{WorkerError, WorkerHandle};
+use crate::worker::{Counted, WorkerError, WorkerHandle};
 use futures_util::future::join_all;
 use std::fmt::Write;
 use std::time::Duration;
@@ -19,11 +19,23 @@ const FREE_PARTS_MIN: i64 = 50;
 /// Names of each kind that a report lists of one SR.
 const NAMES_MAX: usize = 100;
 
-/// What is degraded; empty when all is well.
+/// A worker, and what it has counted, or why it does not tell.
+pub type Asked = (WorkerHandle, Result<Counted, WorkerError>);
+
+/// All workers, asked together: those that are silent are waited for once.
+pub async fn ask_workers(core: &Core) -> Vec<Asked> {
+    let ask = async |worker: WorkerHandle| {
+        let counted = worker.counted().await;
+        (worker, counted)
+    };
+    join_all(core.registry.workers().into_iter().map(ask)).await
+}
+
+/// What is degraded, also of the `workers` that were asked; empty when all is well.
 ///
 /// # Errors
 /// The database failed.
-pub async fn trouble(core: &Core) -> Result<Vec<Trouble>, StorageError> {
+pub async fn trouble(core: &Core, workers: &[Asked]) -> Result<Vec<Trouble>, StorageError> {
     let mut all = Vec::new();
     if let Err(problem) = &core.engine {
         all.push(Trouble {
@@ -46,7 +58,7 @@ pub async fn trouble(core: &Core) -> Result<Vec<Trouble>, StorageError> {
         let remedy = format!("make {} available again, or SR.detach", attached.dir().display());
         all.push(Trouble { what: format!("SR {sr}"), problem, remedy });
     }
-    all.extend(silent(core).await);
+    all.extend(workers.iter().filter_map(silent));
     let datapaths = core.registry.all_datapaths().await?;
     for entry in core.registry.all_workers() {
         let Some(why) = entry.trouble() else { continue };
@@ -109,27 +121,23 @@ fn shortage(sr: &str, SrInfo { free_space, total_space, .. }: &SrInfo) -> Option
     })
 }
 
-/// Workers that run and do not answer.
-async fn silent(core: &Core) -> Vec<Trouble> {
-    let ask = async |worker: WorkerHandle| {
-        let Err(error @ WorkerError::Deadline { .. }) = worker.stat().await else { return None };
-        let (row, pid) = (worker.row(), worker.pid());
-        Some(Trouble {
-            what: format!("VDI {}", row.vdi),
-            problem: format!("its worker {} (pid {pid}): {error}", row.id),
-            remedy: format!(
-                "it is stopped, or the kernel holds it in an I/O: see how the storage below is \
-                 (dmesg, /proc/{pid}/stack). If it does not come back: kill -9 {pid}; {}",
-                match worker.keeps_journals() {
-                    true => "another worker takes its place, and its guests go on",
-                    false =>
-                        "it is too old for another to go on with its guests' requests: \
-                              shut them down first",
-                }
-            ),
-        })
+/// A worker that runs and does not answer.
+fn silent((worker, counted): &Asked) -> Option<Trouble> {
+    let Err(error @ WorkerError::Deadline { .. }) = counted else { return None };
+    let (row, pid) = (worker.row(), worker.pid());
+    let kept = if worker.keeps_journals() {
+        "another worker takes its place, and its guests go on"
+    } else {
+        "it is too old for another to go on with its guests' requests: shut them down first"
     };
-    join_all(core.registry.workers().into_iter().map(ask)).await.into_iter().flatten().collect()
+    Some(Trouble {
+        what: format!("VDI {}", row.vdi),
+        problem: format!("its worker {} (pid {pid}): {error}", row.id),
+        remedy: format!(
+            "it is stopped, or the kernel holds it in an I/O: see how the storage below is (dmesg, \
+             /proc/{pid}/stack). If it does not come back: kill -9 {pid}; {kept}"
+        ),
+    })
 }
 
 fn unserved(vdi: &VdiId, dp: &str) -> Trouble {
@@ -187,7 +195,7 @@ pub async fn report(core: &Core) -> Result<String, StorageError> {
         Err(error) => _ = writeln!(text, "  {error}"),
     }
     let _ = writeln!(text, "\ntrouble:");
-    for Trouble { what, problem, remedy } in trouble(core).await? {
+    for Trouble { what, problem, remedy } in trouble(core, &ask_workers(core).await).await? {
         let _ = writeln!(text, "  {what}: {problem}\n    {remedy}");
     }
     Ok(text)
