@@ -4,6 +4,7 @@
 use serde_json::json;
 use std::time::{Duration, Instant};
 use zerotap_rpc_schema::smapi2::{Mode, VdiState};
+use zerotap_tests::harness::busy::end;
 use zerotap_tests::harness::{Disk, Host, eventually};
 use zerotap_tests::simguest::{Expect, Guest, Running};
 use zerotap_tests::workload::random::Random;
@@ -22,15 +23,8 @@ fn boot(host: &Host, disk: &Disk) -> Running {
 
 /// Ends guest and disk in good order, and compares every byte on the image.
 fn finish(host: &Host, disk: &Disk, running: Running) {
+    end(host, disk, running);
     let rpc = host.rpc();
-    let mut ended = running.stop().unwrap();
-    assert_eq!(ended.report.errors, 0);
-    disk.unplug(&rpc, false).unwrap();
-    let image = disk.vdi.image().unwrap();
-    disk.deactivate(&rpc).unwrap();
-    ended.model.check_image(&image).unwrap();
-    disk.detach(&rpc).unwrap();
-    disk.vdi.destroy(&rpc).unwrap();
     assert_eq!(rpc.raw("Worker.list", &json!({})).unwrap(), json!([]));
     assert_eq!(rpc.raw("VBD.list", &json!({})).unwrap(), json!([]));
 }
