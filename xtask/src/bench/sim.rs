@@ -130,6 +130,7 @@ impl<'a> Bench<'a> {
             iops.push((ours.iops, theirs.iops));
             let ours = self.guest(&READ_4K)?;
             woken.push((ours.iops, theirs.iops));
+            // Of the dearer of both: this worker wakes its guest.
             cpu.push((ours.cpu_us, theirs.cpu_us));
             let ours = self.guest(&READ_1M)?;
             let theirs = fio::read(&self.image, "read", "1m", 8, RUN_SECONDS)?;
