@@ -15,6 +15,7 @@ pub mod engine;
 pub mod image;
 pub mod inherit;
 pub mod nbd;
+pub mod patience;
 pub mod queue;
 #[cfg(test)]
 mod random;

@@ -7,6 +7,7 @@ use crate::engine::{Completion, Engine, Tag, Unavailable};
 use crate::image::Image;
 use crate::nbd::export::Export;
 use crate::nbd::server::Server;
+use crate::patience::Patience;
 use crate::ring::request::INDIRECT_SEGMENTS_MAX;
 use crate::vbd::{Common, Order, Vbd};
 use crate::xen::Host;
@@ -16,6 +17,7 @@ use rustix::fs::FlockOperation;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Instant;
 use zerotap_rpc_schema::engine::EngineChoice;
 use zerotap_rpc_schema::worker::{
     Answer, Ask, PROTOCOL, PROTOCOL_OLDEST, QUEUES_MAX, Request, TransferRule, VBDS_MAX,
@@ -134,8 +136,9 @@ impl Worker {
     /// When the kernel refuses the ring, or the last flush fails.
     pub fn run(mut self) -> std::io::Result<()> {
         let mut completions: Vec<Completion> = Vec::with_capacity(1024);
+        let (mut patience, started) = (Patience::default(), Instant::now());
         while !self.finished() {
-            self.engine.submit_and_wait(1, &mut completions)?;
+            self.wait(&mut patience, started, &mut completions)?;
             for completion in completions.drain(..) {
                 self.dispatch(completion);
             }
@@ -144,6 +147,35 @@ impl Worker {
             }
         }
         self.end()
+    }
+
+    /// Waits for something to do: NBD clients that were answered may be about to ask again.
+    fn wait(
+        &mut self,
+        patience: &mut Patience,
+        started: Instant,
+        completions: &mut Vec<Completion>,
+    ) -> std::io::Result<()> {
+        let now_us = || u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let from_us = now_us();
+        let look_us = patience.look_us(from_us);
+        if look_us > 0 {
+            self.engine.submit_and_wait(0, completions)?;
+            let mut looked_us = 0;
+            while completions.is_empty() && looked_us < look_us {
+                std::hint::spin_loop();
+                if self.engine.has_news() != Some(false) {
+                    self.engine.submit_and_wait(0, completions)?;
+                }
+                looked_us = now_us() - from_us;
+            }
+            patience.looked(looked_us);
+        }
+        if completions.is_empty() {
+            self.engine.submit_and_wait(1, completions)?;
+        }
+        patience.waited(now_us() - from_us);
+        Ok(())
     }
 
     fn dispatch(&mut self, Completion { tag, result }: Completion) {

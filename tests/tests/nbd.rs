@@ -153,6 +153,61 @@ fn qemu_io_reads_what_it_wrote_and_so_does_the_file() {
     disk.remove(&rpc).unwrap();
 }
 
+/// Asks for these pages in one message, and answers which error each got; what it got is as in
+/// `expected`.
+fn read_pages(client: &mut Client, pages: &[u8], expected: impl Fn(u8) -> u8) -> Vec<(u8, u32)> {
+    let mut asked = Vec::new();
+    for &page in pages {
+        asked.extend(0x2560_9513u32.to_be_bytes());
+        asked.extend([0; 4]);
+        asked.extend(u64::from(page).to_be_bytes());
+        asked.extend((u64::from(page) * 4096).to_be_bytes());
+        asked.extend(4096u32.to_be_bytes());
+    }
+    client.say(&[&asked]).unwrap();
+    let answers = pages.iter().map(|_| {
+        let (error, cookie) = client.reply().unwrap();
+        let page = u8::try_from(cookie).unwrap();
+        if error == 0 {
+            assert!(client.take::<4096>().unwrap().iter().all(|&byte| byte == expected(page)));
+        }
+        (page, error)
+    });
+    let mut answers: Vec<_> = answers.collect();
+    answers.sort_unstable();
+    answers
+}
+
+#[test]
+fn adjacent_reads_are_read_at_once_and_each_gets_its_own_answer() {
+    let host = Host::start().unwrap();
+    let rpc = host.rpc();
+    let (disk, place) = serve(&host, 16 * MIB);
+    let image = disk.vdi.image().unwrap();
+    let mut bytes = std::fs::read(&image).unwrap();
+    for (page, chunk) in (0u8..).zip(bytes.chunks_mut(4096).take(12)) {
+        chunk.fill(page + 1);
+    }
+    std::fs::write(&image, &bytes).unwrap();
+    let (mut client, ..) = Client::open(&place).unwrap();
+    // In no order, with a gap, and one of them twice.
+    let pages = [3, 0, 1, 2, 9, 10, 1, 5, 4, 11];
+    let answers = read_pages(&mut client, &pages, |page| page + 1);
+    assert_eq!(answers.iter().map(|(page, _)| *page).collect::<Vec<_>>(), {
+        let mut sorted = pages;
+        sorted.sort_unstable();
+        sorted
+    });
+    assert!(answers.iter().all(|(_, error)| *error == 0), "{answers:?}");
+    // What lies beyond a cut is an error of who asked for it, not of its neighbours.
+    std::fs::File::options().write(true).open(&image).unwrap().set_len(3 * 4096).unwrap();
+    let answers = read_pages(&mut client, &[4, 2, 1, 3, 0], |page| page + 1);
+    assert_eq!(answers, [(0, 0), (1, 0), (2, 0), (3, 5), (4, 5)]);
+    let counters = disk.nbd_counters(&rpc).unwrap();
+    assert_eq!((counters.reads, counters.io_errors, counters.in_flight), (13, 2, 0));
+    disk.remove(&rpc).unwrap();
+}
+
 #[test]
 fn zeroes_and_discards_give_space_back() {
     let host = Host::start().unwrap();

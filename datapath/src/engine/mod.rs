@@ -135,6 +135,16 @@ impl Engine {
         either!(self, it => it.cancel_event(tag, done));
     }
 
+    /// Whether something has completed, or `None` if only the kernel can tell. Enters no kernel.
+    pub fn has_news(&mut self) -> Option<bool> {
+        match &mut self.0 {
+            Kind::Uring(uring) => Some(uring.has_news()),
+            Kind::Aio(_) => None,
+            #[cfg(test)]
+            Kind::Simulated(_) => None,
+        }
+    }
+
     /// Hands all to the kernel and sleeps until at least `wanted` operations have completed, then
     /// moves what completed into `completions`.
     ///

@@ -5,6 +5,7 @@
 //! with the kernel: `lend.rs`. What becomes of a request: `flow.rs`. Called by the server.
 
 use super::export::Export;
+use super::gather::Gather;
 use super::handshake::{ANSWER_BYTES_MAX, Agreed, Handshake, Taken};
 use super::lend::message;
 use super::ranges::{Ranges, Writer};
@@ -91,6 +92,8 @@ pub(super) struct Connection {
     pub(super) discard: usize,
     /// Bytes of the handshake's answer.
     pub(super) answer_bytes: usize,
+    /// Reads that were taken this turn, not begun yet.
+    pub(super) gather: Gather,
     /// Requests whose answers wait, and those whose answers are being sent.
     pub(super) ready: VecDeque<u16>,
     pub(super) sending: Vec<u16>,
@@ -131,6 +134,7 @@ impl Connection {
             filling: None,
             discard: 0,
             answer_bytes: 0,
+            gather: Gather::new(),
             ready: VecDeque::with_capacity(REQUESTS_MAX),
             sending: Vec::with_capacity(REQUESTS_MAX),
             send_vectors: Vec::with_capacity(2 * REQUESTS_MAX + 1),
@@ -188,6 +192,7 @@ impl Connection {
     /// Takes what came, sends what is done, and waits for more.
     pub(super) fn serve(&mut self, ground: &mut Ground<'_>) {
         let wants = self.take_all(ground);
+        self.read_gathered(ground);
         self.arm_send(ground.engine);
         if self.state == State::Open && wants == Wants::Bytes {
             self.arm_receive(ground.engine);
@@ -296,7 +301,7 @@ impl Connection {
                     let at = self.slot(number).piece_at(ground.export);
                     let left = request.length as usize;
                     self.filling = Some(Filling { slot: number, at, left });
-                } else {
+                } else if !self.gather.take(number, &request, ground.export) {
                     self.begin(number, ground);
                 }
             }

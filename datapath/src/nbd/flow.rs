@@ -16,6 +16,39 @@ const RETRIES_MAX: u8 = 16;
 const ZEROES: [u8; 4096] = [0; 4096];
 
 impl Connection {
+    /// Begins the small reads that came together: those that are adjacent as one.
+    pub(super) fn read_gathered(&mut self, ground: &mut Ground<'_>) {
+        self.gather.sort();
+        while let Some((first, mut leads)) = self.gather.next() {
+            let mut last = first;
+            self.running += 1;
+            while leads && let Some((number, leads_on)) = self.gather.next() {
+                self.running += 1;
+                self.slot(last).next = Some(number);
+                (last, leads) = (number, leads_on);
+            }
+            self.read_run(first, ground);
+        }
+    }
+
+    /// A run was read, or a part of it: to each request its share. One that got nothing reads by
+    /// itself, and learns why.
+    fn divide(&mut self, first: u16, result: i32, ground: &mut Ground<'_>) {
+        let mut left = usize::try_from(result).unwrap_or(0);
+        let mut next = Some(first);
+        while let Some(number) = next {
+            let slot = self.slot(number);
+            next = slot.next.take();
+            let bytes = left.min(slot.request().length as usize);
+            left -= bytes;
+            if bytes > 0 {
+                self.on_data(number, bytes, ground);
+            } else {
+                self.move_data(number, ground);
+            }
+        }
+    }
+
     /// A request is complete: it begins.
     pub(super) fn begin(&mut self, number: u16, ground: &mut Ground<'_>) {
         self.running += 1;
@@ -147,6 +180,9 @@ impl Connection {
 
     /// A step of a request completed.
     pub(super) fn on_step(&mut self, number: u16, result: i32, ground: &mut Ground<'_>) {
+        if self.slot(number).next.is_some() {
+            return self.divide(number, result, ground);
+        }
         let step = self.slot(number).step;
         let moved = match usize::try_from(result) {
             Ok(0) if matches!(step, Step::Head | Step::Tail | Step::Data) => Err(Errno::IO),

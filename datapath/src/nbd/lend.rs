@@ -4,6 +4,7 @@
 //! with the kernel at most, and a step for each request.
 
 use super::connection::{ANSWER_AT, Connection, Ground, STREAM_AT, STREAM_BYTES, State, header_at};
+use super::slot::Step;
 use crate::engine::{Engine, IoVector, Message};
 use std::os::fd::AsFd;
 
@@ -125,10 +126,37 @@ impl Connection {
     ) {
         let (vector, tag) = (self.vector(start, bytes), self.tag(number));
         let slot = self.slot(number);
-        slot.vector = [vector];
+        slot.vectors.clear();
+        slot.vectors.push(vector);
         // SAFETY: the vector stays in its slot and the memory the slot's until the request is
         // finished, which is after this completion.
-        unsafe { ground.engine.read(&slot.vector, offset, tag) };
+        unsafe { ground.engine.read(&slot.vectors, offset, tag) };
+    }
+
+    /// Reads a run of requests, each into its own memory. The completion is the first one's.
+    pub(super) fn read_run(&mut self, first: u16, ground: &mut Ground<'_>) {
+        let mut vectors = std::mem::take(&mut self.slot(first).vectors);
+        vectors.clear();
+        let mut next = Some(first);
+        while let Some(number) = next {
+            let slot = self.slot(number);
+            slot.step = Step::Data;
+            next = slot.next;
+            let (start, bytes) = (slot.memory(), slot.request().length as usize);
+            let vector = self.vector(start, bytes);
+            match vectors.last_mut() {
+                Some(last) if last.iov_base.wrapping_byte_add(last.iov_len) == vector.iov_base => {
+                    last.iov_len += bytes;
+                }
+                _ => vectors.push(vector),
+            }
+        }
+        let (tag, offset) = (self.tag(first), self.slot(first).request().offset);
+        let slot = self.slot(first);
+        slot.vectors = vectors;
+        // SAFETY: the vectors stay in the first one's slot, and each request keeps its memory until
+        // it is finished, which is after this completion.
+        unsafe { ground.engine.read(&slot.vectors, offset, tag) };
     }
 
     /// Writes this connection's memory to the image.
@@ -142,13 +170,14 @@ impl Connection {
     ) {
         let (vector, tag) = (self.vector(start, bytes), self.tag(number));
         let slot = self.slot(number);
-        slot.vector = [vector];
+        slot.vectors.clear();
+        slot.vectors.push(vector);
         // SAFETY: as for `read_image`.
         unsafe {
             if durable {
-                ground.engine.write_durable(&slot.vector, offset, tag);
+                ground.engine.write_durable(&slot.vectors, offset, tag);
             } else {
-                ground.engine.write(&slot.vector, offset, tag);
+                ground.engine.write(&slot.vectors, offset, tag);
             }
         }
     }

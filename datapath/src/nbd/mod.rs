@@ -8,6 +8,7 @@
 mod connection;
 pub mod export;
 mod flow;
+mod gather;
 pub mod handshake;
 mod lend;
 mod ranges;

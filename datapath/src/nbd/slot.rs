@@ -43,7 +43,9 @@ pub(super) struct Slot {
     /// Bytes moved of the piece's whole sectors.
     pub(super) done: usize,
     /// What the kernel reads or writes; not touched until it has answered.
-    pub(super) vector: [IoVector; 1],
+    pub(super) vectors: Vec<IoVector>,
+    /// The request that is read with it, behind it.
+    pub(super) next: Option<u16>,
     /// Times that the kernel asked to try again.
     pub(super) retries: u8,
     /// It is among the server's ranges.
@@ -61,7 +63,8 @@ impl Slot {
             span: None,
             piece: (0, 0),
             done: 0,
-            vector: [IoVector { iov_base: std::ptr::null_mut(), iov_len: 0 }],
+            vectors: Vec::new(),
+            next: None,
             retries: 0,
             ranged: false,
             header_bytes: 0,
@@ -72,9 +75,10 @@ impl Slot {
     /// Takes the slot.
     pub(super) fn take(&mut self, request: Request, span: Option<Span>) {
         debug_assert!(self.request.is_none(), "a slot has one request at a time");
-        let fresh = Slot::new();
+        let vectors = std::mem::take(&mut self.vectors);
         let piece = (request.offset, request.offset.saturating_add(u64::from(request.length)));
-        *self = Slot { request: Some(request), span, piece, step: Step::Receive, ..fresh };
+        let step = Step::Receive;
+        *self = Slot { request: Some(request), span, piece, step, vectors, ..Slot::new() };
     }
 
     /// What is asked.

@@ -43,12 +43,17 @@ impl Uring {
         Ok(Uring { ring, skip_success })
     }
 
+    /// Whether there are completions, or what would become one when the kernel is entered.
+    pub(super) fn has_news(&mut self) -> bool {
+        self.ring.submission().taskrun() || !self.ring.completion().is_empty()
+    }
+
     /// From the newest set-up flags to none: an older kernel refuses flags that it does not know.
     fn build(entries: u32, completion_entries: u32) -> std::io::Result<IoUring> {
         let mut deferred = IoUring::builder();
-        deferred.setup_single_issuer().setup_defer_taskrun();
+        deferred.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
         let mut cooperative = IoUring::builder();
-        cooperative.setup_coop_taskrun();
+        cooperative.setup_coop_taskrun().setup_taskrun_flag();
         let plain = IoUring::builder();
         let mut refused = None;
         for mut builder in [deferred, cooperative, plain] {
