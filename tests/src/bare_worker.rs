@@ -52,9 +52,6 @@ impl BareWorker {
         image: &Path,
         read_only: bool,
     ) -> anyhow::Result<BareWorker> {
-        let socket = dir.join("worker.sock");
-        let _ = std::fs::remove_file(&socket);
-        let listener = UnixListener::bind(&socket)?;
         let direct = rustix::fs::OFlags::DIRECT.bits().cast_signed();
         let image = OpenOptions::new()
             .read(true)
@@ -62,6 +59,22 @@ impl BareWorker {
             .custom_flags(direct)
             .open(image)
             .with_context(|| format!("open {} for direct I/O", image.display()))?;
+        BareWorker::start_with(host, dir, image, read_only)
+    }
+
+    /// The same for an image that is open.
+    ///
+    /// # Errors
+    /// When the program is not built.
+    pub fn start_with(
+        host: &SimHost,
+        dir: &Path,
+        image: File,
+        read_only: bool,
+    ) -> anyhow::Result<BareWorker> {
+        let socket = dir.join("worker.sock");
+        let _ = std::fs::remove_file(&socket);
+        let listener = UnixListener::bind(&socket)?;
         let given: [OwnedFd; 3] = [listener.into(), image.into(), File::open(host.dir())?.into()];
         let mut command = Command::new(program("zerotap-datapath")?);
         command.args(["--id", "bare", "--host", "sim", "--engine", &engine()]);

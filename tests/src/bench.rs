@@ -33,6 +33,8 @@ pub struct Plan {
     pub time: Duration,
     /// How long to look at the ring before asking for an event. 0: as a guest's kernel does.
     pub spin: Duration,
+    /// All of a request goes into one page.
+    pub one_page: bool,
 }
 
 /// What was measured.
@@ -89,7 +91,7 @@ pub fn watch(
     let mut stream = Stream { random: Random::new(1), next: 0, blocks, plan };
     let mut sent = vec![Instant::now(); front.room() as usize];
     for _ in 0..depth {
-        let pieces = pieces(front, plan.block_bytes)?;
+        let pieces = pieces(front, plan)?;
         let io = stream.next(pieces);
         let slot = front.submit(io)?;
         sent[slot] = Instant::now();
@@ -159,12 +161,15 @@ impl Stream<'_> {
     }
 }
 
-fn pieces(front: &mut Blkfront, bytes: u64) -> anyhow::Result<Vec<Piece>> {
-    let mut left = bytes / 512;
-    let mut pieces = Vec::new();
+fn pieces(front: &mut Blkfront, plan: &Plan) -> anyhow::Result<Vec<Piece>> {
+    let mut left = plan.block_bytes / 512;
+    let mut pieces: Vec<Piece> = Vec::new();
     while left > 0 {
         let sectors = left.min(8);
-        let frame = front.domain().frame().context("more --memory is needed")?;
+        let frame = match pieces.last() {
+            Some(last) if plan.one_page => last.frame,
+            _ => front.domain().frame().context("more --memory is needed")?,
+        };
         pieces.push(Piece { frame, first: 0, last: u8::try_from(sectors - 1)? });
         left -= sectors;
     }

@@ -34,9 +34,7 @@ impl Footprint {
                 .is_ok_and(|name| !name.starts_with("iou-"))
         };
         let threads = list("task")?.flatten().filter(is_own).count();
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let line = status.lines().find(|line| line.starts_with("RssAnon:")).context("RssAnon")?;
-        let anonymous_kib = line.split_whitespace().nth(1).context("a number")?.parse()?;
+        let anonymous_kib = status_kib(pid, "RssAnon:")?;
         Ok(Footprint { descriptors: list("fd")?.count(), threads, anonymous_kib })
     }
 
@@ -53,6 +51,33 @@ impl Footprint {
         );
         Ok(())
     }
+}
+
+/// Resident memory of a process, KiB, but for what it shares: a guest's pages are not its own.
+///
+/// # Errors
+/// When it does not live.
+pub fn own_kib(pid: u32) -> anyhow::Result<u64> {
+    Ok(status_kib(pid, "RssAnon:")? + status_kib(pid, "RssFile:")?)
+}
+
+/// Processor time that the threads of a process, which all live, have had so far.
+///
+/// # Errors
+/// When it does not live.
+pub fn cpu_ns(pid: u32) -> anyhow::Result<u64> {
+    let mut ns = 0;
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let times = std::fs::read_to_string(task?.path().join("schedstat"))?;
+        ns += times.split(' ').next().context("schedstat")?.parse::<u64>()?;
+    }
+    Ok(ns)
+}
+
+fn status_kib(pid: u32, key: &str) -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find(|line| line.starts_with(key)).with_context(|| key.to_owned())?;
+    Ok(line.split_whitespace().nth(1).context("a number")?.parse()?)
 }
 
 /// Says what of a guest on the simulated host a process still has: mappings of its memory, ends of

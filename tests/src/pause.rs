@@ -88,6 +88,7 @@ fn write(domain: Domain, over: &AtomicBool) -> anyhow::Result<Vec<Seen>> {
         depth: 8,
         time: Duration::MAX,
         spin: Duration::ZERO,
+        one_page: false,
     };
     let mut front = Blkfront::connect(domain, Options { checked: false, ..Options::default() })?;
     let mut seen = Vec::new();

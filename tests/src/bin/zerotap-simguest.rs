@@ -198,6 +198,7 @@ fn measure(args: &Args, domain: Domain) -> anyhow::Result<()> {
         depth: args.depth,
         time: Duration::from_secs_f64(seconds),
         spin: Duration::from_micros(args.spin_us).min(Duration::from_secs(STALL_SECONDS_MAX)),
+        one_page: false,
     };
     let mut front = Blkfront::connect(domain, options(args))?;
     let figures = bench::run(&mut front, &plan)?;

@@ -44,6 +44,26 @@ pub(crate) const SIM_READ_4K_WOKEN: Target =
     target("sim randread 4k QD32, guest sleeps", "IOPS", FIO, Bound::Shown);
 pub(crate) const SIM_CPU_4K: Target =
     target("sim randread 4k QD32 CPU", "us/IO", FIO, Bound::AtMost(1.5));
+pub(crate) const SIM_WRITE_4K: Target =
+    target("sim randwrite 4k QD32", "IOPS", FIO, Bound::AtLeast(0.97));
+/// The mean, of a guest that looks at its ring.
+pub(crate) const SIM_LATENCY: Target =
+    target("sim randread 4k QD1 latency", "us", FIO, Bound::AtMost(1.10));
+/// Of a worker on one core, with a guest on the other.
+pub(crate) const RING: Target =
+    target("ring 4k QD32, image in memory, one core", "IOPS", LIMIT, Bound::AtLeast(1.0));
+pub(crate) const RING_LIMIT: f64 = 500_000.0;
+/// What the guest does not limit.
+pub(crate) const RING_CPU: Target =
+    target("ring 4k QD32, image in memory, CPU", "us/IO", LIMIT, Bound::AtMost(1.0));
+pub(crate) const RING_CPU_LIMIT_US: f64 = 2.0;
+/// Two queues answer 1.8 times as much where each request costs no more than this.
+pub(crate) const TWO_QUEUES: Target =
+    target("ring 4k QD64, two queues, CPU", "us/IO", "one queue", Bound::AtMost(1.11));
+/// Guests' pages left out.
+pub(crate) const FULL_RSS: Target =
+    target("worker's memory, 4 x 512 x 1m in flight", "MiB", LIMIT, Bound::AtMost(1.0));
+pub(crate) const FULL_RSS_LIMIT_MIB: f64 = 24.0;
 pub(crate) const SIM_READ_1M: Target =
     target("sim read 1m QD8", "MiB/s", FIO, Bound::AtLeast(0.95));
 /// As the guest sees it: the longest that a request took.
@@ -87,7 +107,7 @@ pub(crate) const ATTACH: Target =
 pub(crate) const ATTACH_LIMIT_MS: f64 = 25.0;
 pub(crate) const IDLE_RSS: Target =
     target("idle worker resident memory", "MiB", LIMIT, Bound::AtMost(1.0));
-pub(crate) const IDLE_RSS_LIMIT_MIB: f64 = 6.0;
+pub(crate) const IDLE_RSS_LIMIT_MIB: f64 = 4.0;
 pub(crate) const ATTACH_QUEUE: Target =
     target("queue attach3", "ms", "1.5 commits+1", Bound::AtMost(1.0));
 pub(crate) const ATTACH_ACTIVATE_QUEUE: Target =

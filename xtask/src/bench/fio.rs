@@ -19,8 +19,8 @@ pub(crate) struct Run {
     pub(crate) cpu_us: f64,
 }
 
-/// Reads `image` for `seconds` by io_uring, direct.
-pub(crate) fn read(
+/// Reads or writes `image` for `seconds` by io_uring, direct.
+pub(crate) fn run(
     image: &Path,
     pattern: &str,
     block: &str,
@@ -39,12 +39,13 @@ pub(crate) fn read(
     let report: Value = serde_json::from_str(&process::output(&mut command)?)?;
     let job = &report["jobs"][0];
     let number = |value: &Value| value.as_f64().context("fio's report lacks a number");
-    let requests = number(&job["read"]["total_ios"])?;
+    let done = &job[if pattern.ends_with("write") { "write" } else { "read" }];
+    let requests = number(&done["total_ios"])?;
     let busy = (number(&job["usr_cpu"])? + number(&job["sys_cpu"])?) / 100.0;
-    let runtime_us = number(&job["read"]["runtime"])? * 1e3;
+    let runtime_us = number(&done["runtime"])? * 1e3;
     Ok(Run {
-        iops: number(&job["read"]["iops"])?,
-        mib: number(&job["read"]["bw_bytes"])? / f64::from(1 << 20),
+        iops: number(&done["iops"])?,
+        mib: number(&done["bw_bytes"])? / f64::from(1 << 20),
         cpu_us: busy * runtime_us / requests,
     })
 }

@@ -5,6 +5,7 @@ mod figure;
 mod fio;
 mod nbd;
 mod pause;
+mod ring;
 mod rpc;
 mod sim;
 mod xen;

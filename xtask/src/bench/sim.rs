@@ -9,10 +9,10 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::figure::{
-    ATTACH, ATTACH_LIMIT_MS, Figure, IDLE_RSS, IDLE_RSS_LIMIT_MIB, SIM_CPU_4K, SIM_READ_1M,
-    SIM_READ_4K, SIM_READ_4K_WOKEN,
+    ATTACH, ATTACH_LIMIT_MS, Figure, IDLE_RSS, IDLE_RSS_LIMIT_MIB, SIM_CPU_4K, SIM_LATENCY,
+    SIM_READ_1M, SIM_READ_4K, SIM_READ_4K_WOKEN, SIM_WRITE_4K,
 };
-use super::{PAIRS, fio, pause};
+use super::{PAIRS, fio, pause, ring};
 use crate::rpc::Client;
 use crate::sim_host::SimHost;
 use crate::{packages, process};
@@ -33,9 +33,10 @@ pub(crate) fn measure() -> Result<Vec<Figure>> {
     let host = SimHost::start("release")?;
     let mut bench = Bench::new(&host)?;
     let mut figures = bench.attachments()?;
-    figures.extend(bench.reads()?);
+    figures.extend(bench.beside_fio()?);
     figures.extend(pause::pauses(&mut bench)?);
     figures.push(pause::journal(&bench)?);
+    figures.extend(ring::measure(&host, &bench.image)?);
     Ok(figures)
 }
 
@@ -50,6 +51,8 @@ pub(super) struct Load {
 
 pub(super) const READ_4K: Load =
     Load { pattern: "randread", block: "4K", depth: 32, seconds: RUN_SECONDS, looks_us: 0 };
+const WRITE_4K: Load = Load { pattern: "randwrite", looks_us: GUEST_LOOKS_US, ..READ_4K };
+const READ_4K_ALONE: Load = Load { depth: 1, looks_us: GUEST_LOOKS_US, ..READ_4K };
 const READ_1M: Load = Load { pattern: "read", block: "1M", depth: 8, ..READ_4K };
 
 /// A disk on the simulated host.
@@ -119,22 +122,28 @@ impl<'a> Bench<'a> {
         Ok(vec![Figure::from_pairs(&ATTACH, &times), Figure::from_pairs(&IDLE_RSS, &sizes)])
     }
 
-    fn reads(&mut self) -> Result<Vec<Figure>> {
+    fn beside_fio(&mut self) -> Result<Vec<Figure>> {
         self.attach_and_activate()?;
         let (mut iops, mut cpu, mut mib) = (Vec::new(), Vec::new(), Vec::new());
-        let mut woken = Vec::new();
+        let (mut woken, mut writes, mut latency) = (Vec::new(), Vec::new(), Vec::new());
         for pair in 1..=PAIRS {
             println!("simulated host, pair {pair} of {PAIRS}");
             let ours = self.guest(&Load { looks_us: GUEST_LOOKS_US, ..READ_4K })?;
-            let theirs = fio::read(&self.image, "randread", "4k", 32, RUN_SECONDS)?;
+            let theirs = fio::run(&self.image, "randread", "4k", 32, RUN_SECONDS)?;
             iops.push((ours.iops, theirs.iops));
             let ours = self.guest(&READ_4K)?;
             woken.push((ours.iops, theirs.iops));
             // Of the dearer of both: this worker wakes its guest.
             cpu.push((ours.cpu_us, theirs.cpu_us));
             let ours = self.guest(&READ_1M)?;
-            let theirs = fio::read(&self.image, "read", "1m", 8, RUN_SECONDS)?;
+            let theirs = fio::run(&self.image, "read", "1m", 8, RUN_SECONDS)?;
             mib.push((ours.mib, theirs.mib));
+            let ours = self.guest(&WRITE_4K)?;
+            let theirs = fio::run(&self.image, "randwrite", "4k", 32, RUN_SECONDS)?;
+            writes.push((ours.iops, theirs.iops));
+            let ours = self.guest(&READ_4K_ALONE)?;
+            let theirs = fio::run(&self.image, "randread", "4k", 1, RUN_SECONDS)?;
+            latency.push((1e6 / ours.iops, 1e6 / theirs.iops));
         }
         self.release()?;
         Ok(vec![
@@ -142,6 +151,8 @@ impl<'a> Bench<'a> {
             Figure::from_pairs(&SIM_READ_4K_WOKEN, &woken),
             Figure::from_pairs(&SIM_CPU_4K, &cpu),
             Figure::from_pairs(&SIM_READ_1M, &mib),
+            Figure::from_pairs(&SIM_WRITE_4K, &writes),
+            Figure::from_pairs(&SIM_LATENCY, &latency),
         ])
     }
 
@@ -186,15 +197,15 @@ impl<'a> Bench<'a> {
 
     /// IOPS of a worker without a daemon on the disk's image, with and without a journal.
     pub(super) fn journaled(&self, journal: bool) -> Result<f64> {
-        let mut command = self.host.program("zerotap-journalcost");
+        let mut command = self.host.program("zerotap-ringcost");
         command.arg("--image").arg(&self.image);
         command.args(["--seconds", &RUN_SECONDS.to_string()]).stdout(Stdio::piped());
         command.args(["--spin-us", &GUEST_LOOKS_US.to_string()]);
         if journal {
             command.arg("--journal");
         }
-        let report = report(command.spawn().context("start zerotap-journalcost")?)?;
-        report["iops"].as_f64().context("zerotap-journalcost's IOPS")
+        let report = report(command.spawn().context("start zerotap-ringcost")?)?;
+        report["iops"].as_f64().context("zerotap-ringcost's IOPS")
     }
 
     /// What names the VDI in a call.
