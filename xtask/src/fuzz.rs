@@ -67,6 +67,15 @@ pub(crate) fn short() -> Result<usize> {
     Ok(targets.len())
 }
 
+/// That the targets build, without what they run with: a plain build leaves them out, and whoever
+/// changes an interface would not notice.
+pub(crate) fn check() -> Result<()> {
+    packages::ensure(&[packages::CXX])?;
+    let mut cargo = workspace::cargo(&["clippy", "--manifest-path", "fuzz/Cargo.toml"]);
+    cargo.args(["--all-targets"]).env("CARGO_TARGET_DIR", target_dir());
+    process::run(cargo.args(["--", "-D", "warnings"]))
+}
+
 /// The targets' names: those of their files.
 fn targets() -> Result<Vec<String>> {
     let dir = workspace::root().join("fuzz/fuzz_targets");

@@ -30,6 +30,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     stages.run("tests", tests);
     stages.run("tests on AIO", tests_on_aio);
     stages.run("doc tests", || counted(&["test", "--workspace", "--doc", "--no-fail-fast"]));
+    stages.run("fuzz targets", || fuzz::check().map(|()| Count::ONE));
     if !options.quick {
         stages.run("fuzz", || fuzz::short().map(|targets| Count { passed: targets, failed: 0 }));
         stages.run("dist", || dist::make_and_try().map(|()| Count::ONE));
