@@ -175,7 +175,7 @@ impl Server {
         mailbox: Arc<OwnedFd>,
     ) -> Result<Self, String> {
         let engine = Engine::new(image.file(), engine).map_err(|problem| problem.to_string())?;
-        let device = Device::connect(vbd, ring, image);
+        let device = Device::connect(vbd, ring, image, &mailbox);
         let device = device.map_err(|problem: ConnectFailed| problem.to_string())?;
         Ok(Server { device, engine, inbox, mailbox })
     }
@@ -254,6 +254,7 @@ impl Server {
                 Ask::Drain => self.device.drain(&mut self.engine),
             }
         }
+        self.device.unpark(&mut self.engine);
     }
 }
 

@@ -188,6 +188,7 @@ fn worker() -> Worker {
         sectors: 2048,
         sector_bytes: 512,
         physical_sector_bytes: 512,
+        emulated_sector_bytes: None,
         memory_align_bytes: 512,
         discard: Some(Discard { granularity_bytes: 4096, alignment_bytes: 0 }),
     };

@@ -50,6 +50,9 @@ pub struct Counters {
     pub mapped_pages: u32,
     /// Of those, pages of persistent grants.
     pub persistent_pages: u32,
+    /// Pages of persistent grants that were unmapped to make room for others.
+    #[serde(default)]
+    pub purged_pages: u64,
     /// Map calls made.
     pub map_calls: u64,
     /// Nanoseconds in mapping and unmapping pages that do not stand, and how many those were.
@@ -113,6 +116,7 @@ impl Counters {
             grant_copied_requests,
             mapped_pages,
             persistent_pages,
+            purged_pages,
             map_calls,
             map_ns,
             map_call_pages,
@@ -146,6 +150,7 @@ impl Counters {
         self.grant_copied_requests += grant_copied_requests;
         self.mapped_pages += mapped_pages;
         self.persistent_pages += persistent_pages;
+        self.purged_pages += purged_pages;
         self.map_calls += map_calls;
         self.map_ns += map_ns;
         self.map_call_pages += map_call_pages;

@@ -223,6 +223,10 @@ pub struct ImageInfo {
     pub sector_bytes: u32,
     /// The physical sector, bytes.
     pub physical_sector_bytes: u32,
+    /// What else a guest may be told that its sectors are, in bytes: the worker then reads, changes
+    /// and writes back what is less than a sector. Absent where there is no choice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub emulated_sector_bytes: Option<u32>,
     /// What direct I/O wants of a buffer's address and length, bytes.
     pub memory_align_bytes: u32,
     /// Absent where ranges cannot be forgotten, or must not be.

@@ -4,7 +4,7 @@ use super::Device;
 use super::slot::{Step, add_vector};
 use crate::engine::{Engine, Tag};
 use crate::ring::abi::{STATUS_EOPNOTSUPP, STATUS_ERROR, STATUS_OKAY};
-use crate::ring::request::{SECTOR_BYTES, Transfer as Direction};
+use crate::ring::request::Transfer as Direction;
 use crate::xen::Towards;
 use crate::xen::transfer::Reach;
 use rustix::io::Errno;
@@ -20,7 +20,18 @@ impl Device {
             let slot = &mut self.slots[usize::from(number)];
             match slot.step {
                 Step::FlushBefore if slot.plan.flush_before => return engine.flush(tag),
-                Step::FlushBefore => slot.step = Step::Data,
+                Step::FlushBefore => slot.step = Step::Claim,
+                Step::Claim => {
+                    if !self.claim(number) {
+                        return self.parked.push(number);
+                    }
+                    self.slots[usize::from(number)].step = Step::Head;
+                }
+                Step::Head | Step::Tail if slot.reads_first(self.sector_bytes) => {
+                    return self.start_part(number, engine);
+                }
+                Step::Head => slot.step = Step::Tail,
+                Step::Tail => slot.step = Step::Data,
                 Step::Data if slot.bytes > 0 => return self.start_data(number, engine),
                 Step::Data => slot.step = Step::FlushAfter,
                 Step::FlushAfter if slot.plan.flush_after => return engine.flush(tag),
@@ -39,14 +50,20 @@ impl Device {
         let Some(buffer) = slot.buffer else {
             let mut end = std::ptr::null_mut();
             for n in 0..slot.segments.len() {
-                let (base, bytes) = self.transfer.base(slot.reach, &slot.segments, n, end);
+                let (base, bytes) = self.transfer.base(
+                    slot.reach,
+                    &slot.places,
+                    &slot.segments,
+                    n,
+                    end,
+                );
                 add_vector(&mut slot.vectors, base, bytes);
                 end = base.wrapping_add(bytes);
             }
             self.statistics.counters.mapped_bytes += slot.bytes;
             return self.submit_data(number, engine);
         };
-        let bytes = slot.data_bytes();
+        let bytes = slot.whole_bytes();
         let base = self.buffers.memory().address(buffer.start, bytes);
         add_vector(&mut slot.vectors, base, bytes);
         if slot.reach != Reach::Copied {
@@ -61,11 +78,13 @@ impl Device {
     /// Copies between a request's standing pages and its buffer, if it has one.
     fn copy_standing(&self, number: u16, towards: Towards) {
         let slot = &self.slots[usize::from(number)];
-        let Some(buffer) = slot.buffer else { return };
+        if slot.buffer.is_none() {
+            return;
+        }
         let ours = self.buffers.memory();
-        let mut at = buffer.start;
+        let mut at = slot.data_at();
         for (n, segment) in slot.segments.iter().enumerate() {
-            let (memory, offset, bytes) = self.transfer.locate(slot.reach, n, *segment);
+            let (memory, offset, bytes) = self.transfer.locate(slot.reach, &slot.places, n, *segment);
             match towards {
                 Towards::Us => ours.copy_from(at, memory, offset, bytes),
                 Towards::Guest => memory.copy_from(offset, ours, at, bytes),
@@ -74,15 +93,16 @@ impl Device {
         }
     }
 
-    fn submit_data(&mut self, number: u16, engine: &mut Engine) {
+    pub(super) fn submit_data(&mut self, number: u16, engine: &mut Engine) {
         let slot = &self.slots[usize::from(number)];
-        let offset = slot.plan.sector * SECTOR_BYTES + slot.done;
+        let offset = slot.range(self.sector_bytes).start + slot.done;
         let tag = Tag::Request { slot: number };
         // SAFETY: the vectors stay in the slot, which stays taken until this completion; what they
         // describe is the slot's window, standing mapping or buffer, none of which is given back
         // before `finish`.
         unsafe {
             match slot.plan.transfer {
+                _ if slot.step != Step::Data => engine.read(&slot.vectors, offset, tag),
                 Direction::Read => engine.read(&slot.vectors, offset, tag),
                 Direction::Discard { .. } => engine.discard(offset, slot.discard_bytes(), tag),
                 _ => engine.write(&slot.vectors, offset, tag),
@@ -93,10 +113,12 @@ impl Device {
     /// A step of the request in `slot` completed.
     pub fn on_completion(&mut self, number: u16, result: i32, engine: &mut Engine) {
         let slot = &mut self.slots[usize::from(number)];
-        let data = slot.step == Step::Data;
+        let data = matches!(slot.step, Step::Head | Step::Tail | Step::Data);
+        let range = slot.range(self.sector_bytes);
         let discard = matches!(slot.plan.transfer, Direction::Discard { .. });
         let what = match (slot.step, slot.plan.transfer) {
             (Step::Data, Direction::Read) => "a read",
+            (Step::Head | Step::Tail, _) => "the read before a write",
             (Step::Data, _) if discard => "a discard",
             (Step::Data, _) => "a write",
             _ => "a flush",
@@ -110,7 +132,7 @@ impl Device {
         match moved {
             Ok(bytes) if data => {
                 slot.done += bytes;
-                if slot.done < slot.bytes {
+                if slot.done < range.end - range.start {
                     slot.advance_vectors(usize::try_from(bytes).unwrap_or(0));
                     return self.submit_data(number, engine);
                 }
@@ -129,8 +151,15 @@ impl Device {
                 return self.finish(number, status, engine);
             }
         }
+        if matches!(slot.step, Step::Head | Step::Tail) {
+            self.complete_part(number);
+        }
+        let slot = &mut self.slots[usize::from(number)];
         slot.step = match slot.step {
-            Step::FlushBefore => Step::Data,
+            Step::FlushBefore => Step::Claim,
+            Step::Claim => Step::Head,
+            Step::Head => Step::Tail,
+            Step::Tail => Step::Data,
             Step::Data => Step::FlushAfter,
             Step::FlushAfter | Step::Finished => Step::Finished,
         };
@@ -142,6 +171,9 @@ impl Device {
     fn finish(&mut self, number: u16, status: i16, engine: &mut Engine) {
         self.running -= 1;
         let slot = &mut self.slots[usize::from(number)];
+        if let (Some(claims), Some(claim)) = (&self.claims, slot.claim.take()) {
+            claims.give(claim);
+        }
         slot.status = status;
         slot.step = Step::Finished;
         slot.done_us = self.now_us;

@@ -7,12 +7,13 @@
 
 mod buffers;
 mod flow;
+mod part;
 mod reach;
 mod slot;
 mod sweep;
 
 use crate::engine::{Engine, Tag};
-use crate::image::{Capacity, Image};
+use crate::image::{Capacity, Claims, Image};
 use crate::ring::back::BackRing;
 use crate::ring::journal::{Damaged, Identity, Journal};
 use crate::ring::request::{Limits, Transfer as Direction};
@@ -22,7 +23,7 @@ use crate::xen::transfer::Transfer;
 use crate::xen::{Access, Channel, Grants, Held, Host};
 use buffers::Buffers;
 use rustix::io::Errno;
-use slot::Slot;
+use slot::{Fetch, Slot};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -172,6 +173,11 @@ pub struct Device {
     capacity: Capacity,
     limits: Limits,
     memory_align_bytes: u32,
+    /// The image's own, which may be larger than what the guest was told.
+    sector_bytes: u32,
+    claims: Option<Arc<Claims>>,
+    /// Becomes readable when there is something for [`Device::unpark`].
+    wake: Arc<OwnedFd>,
     state: State,
     ring: BackRing,
     _ring_grants: Held,
@@ -187,6 +193,8 @@ pub struct Device {
     free: Vec<u16>,
     /// The requests of the sweep that goes on; kept for its memory.
     batch: Vec<u16>,
+    /// The indirect requests of a batch; kept for their memory.
+    fetches: Vec<Fetch>,
     /// A barrier that waits for the requests before it, and holds back those after.
     barrier: Option<u16>,
     /// Slots whose steps go on, the waiting barrier left out.
@@ -195,6 +203,8 @@ pub struct Device {
     finished: Vec<u16>,
     /// Slots that found no room for a copy; they are tried again before the ring is looked at.
     waiting: Vec<u16>,
+    /// Slots whose sectors others write on.
+    parked: Vec<u16>,
     /// The requests and pages of windows being made, the writes first; kept for their memory.
     members: [Vec<u16>; 2],
     grefs: Vec<u32>,
@@ -213,11 +223,16 @@ pub struct Device {
 
 impl Device {
     /// Maps the ring, binds the port and waits for the first event, which a fresh bind brings
-    /// itself.
+    /// itself. `wake` becomes readable when there is something for [`Device::unpark`].
     ///
     /// # Errors
     /// When the frontend's parameters do not lead to a ring.
-    pub fn connect(vbd: VbdId, given: Ring, image: &Image) -> Result<Self, ConnectFailed> {
+    pub fn connect(
+        vbd: VbdId,
+        given: Ring,
+        image: &Image,
+        wake: &Arc<OwnedFd>,
+    ) -> Result<Self, ConnectFailed> {
         let Ring { host, gntdev, evtchn, refs, port, protocol, persistent, .. } = given;
         let journal = given.journal;
         if !matches!(refs.len(), 1 | 2 | 4 | 8 | 16) {
@@ -242,10 +257,9 @@ impl Device {
             tracing::info!(%vbd, port, requests = ring.owed(), "takes up what was unanswered");
         }
         let entries = u16::try_from(ring.entries()).expect("at most 512 entries");
-        let (capacity, image) = (image.capacity(), image.info());
+        let (capacity, claims, image) = (image.capacity(), image.claims(), image.info());
         let limits = Limits {
             sectors: image.sectors,
-            sector_bytes: image.sector_bytes,
             read_only: given.read_only,
             discard: image.discard.filter(|_| given.discard),
         };
@@ -254,6 +268,9 @@ impl Device {
             capacity,
             limits,
             memory_align_bytes: image.memory_align_bytes,
+            sector_bytes: image.sector_bytes,
+            claims,
+            wake: Arc::clone(wake),
             state: State::Serving,
             ring,
             _ring_grants: ring_grants,
@@ -278,10 +295,12 @@ impl Device {
             slots: (0..entries).map(|_| Slot::new()).collect(),
             free: (0..entries).rev().collect(),
             batch: Vec::with_capacity(usize::from(entries)),
+            fetches: (0..sweep::BATCH_REQUESTS_MAX).map(|_| Fetch::default()).collect(),
             barrier: None,
             running: 0,
             finished: Vec::with_capacity(usize::from(entries)),
             waiting: Vec::new(),
+            parked: Vec::new(),
             members: [Vec::new(), Vec::new()],
             grefs: Vec::new(),
             copied: Vec::new(),

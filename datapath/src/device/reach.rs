@@ -20,8 +20,11 @@ impl Device {
     /// error; those that find no room for a copy leave the batch and wait.
     pub(super) fn reach_pages(&mut self) {
         let (calls, before_us) = (self.transfer.calls(), self.now_us);
-        self.transfer.finish_standing();
-        let loose_pages = self.loose_pages();
+        if self.transfer.wants_room(self.now_us) && !self.network {
+            self.make_room();
+        }
+        self.transfer.finish_standing(self.now_us);
+        let loose_pages = self.find_standing();
         let mut probe = false;
         if loose_pages > 0 {
             self.loose_sweeps += 1;
@@ -46,12 +49,25 @@ impl Device {
         }
     }
 
-    /// Pages of the batch that do not stand.
-    fn loose_pages(&self) -> u32 {
-        let slots = self.batch.iter().map(|&number| &self.slots[usize::from(number)]);
-        let loose = slots.filter(|slot| !self.transfer.stands(&slot.segments));
-        let pages = loose.map(|slot| slot.segments.len()).sum::<usize>();
-        u32::try_from(pages).expect("at most a ring full of segments")
+    /// Gives up standing pages that went unused. Over a network a page may still be on its way when
+    /// its request was answered long ago, and is not unmapped before the guest goes.
+    fn make_room(&mut self) {
+        let in_flight = self.slots.iter().filter(|slot| slot.token.is_some());
+        let oldest_us = in_flight.map(|slot| slot.found_us).min();
+        self.transfer.purge(oldest_us.unwrap_or(u64::MAX), self.now_us);
+    }
+
+    /// Sees which requests' pages all stand; answers how many pages the others of the batch have.
+    fn find_standing(&mut self) -> u32 {
+        let mut loose = 0;
+        for &number in &self.batch {
+            let slot = &mut self.slots[usize::from(number)];
+            slot.found_us = self.now_us;
+            if !self.transfer.stand(&slot.segments, &mut slot.places, self.now_us) {
+                loose += slot.segments.len();
+            }
+        }
+        u32::try_from(loose).expect("at most a ring full of segments")
     }
 
     /// Decides how a request's pages are reached; false when it has to wait for room.
@@ -63,7 +79,7 @@ impl Device {
         let direct = slot.direct(self.memory_align_bytes);
         let mut facts = Facts {
             rule: self.rule,
-            stands: self.transfer.stands(&slot.segments),
+            stands: slot.stands(),
             direct,
             network: self.network,
             room: true,
@@ -78,7 +94,7 @@ impl Device {
             way = choose(&facts, self.transfer.costs());
         }
         if way == Way::Copy || !direct {
-            slot.buffer = self.buffers.take(slot.data_bytes());
+            slot.buffer = self.buffers.take(slot.buffer_bytes(self.sector_bytes));
             if slot.buffer.is_none() {
                 self.waiting.push(number);
                 return false;

@@ -2,11 +2,12 @@
 
 use crate::arena::Span;
 use crate::engine::IoVector;
-use crate::ring::abi::{SEGMENT_BYTES, Segment};
-use crate::ring::request::{INDIRECT_SEGMENTS_MAX, Plan, Transfer as Direction};
+use crate::ring::abi::{SEGMENTS_INLINE_MAX, Segment};
+use crate::ring::request::{INDIRECT_SEGMENTS_MAX, Plan, SECTOR_BYTES, Transfer as Direction};
 use crate::ring::token::Token;
 use crate::xen::Piece;
-use crate::xen::transfer::Reach;
+use crate::xen::transfer::{Place, Reach};
+use std::ops::Range;
 
 /// Bytes that are discarded in one go: a file system holds back other I/O meanwhile.
 const DISCARD_BYTES_MAX: u64 = 128 << 20;
@@ -15,6 +16,12 @@ const DISCARD_BYTES_MAX: u64 = 128 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
     FlushBefore,
+    /// Have the sectors that are written for oneself, where guests may write parts of them.
+    Claim,
+    /// Read the sector of whose end alone, or whose middle, the data is.
+    Head,
+    /// Read the sector of whose beginning the data is.
+    Tail,
     Data,
     FlushAfter,
     Finished,
@@ -27,10 +34,17 @@ pub(super) struct Slot {
     pub(super) token: Option<Token>,
     pub(super) plan: Plan,
     pub(super) step: Step,
-    /// Bytes of the whole request, and of those the bytes done.
+    /// Bytes of the whole request; bytes of the step that are done.
     pub(super) bytes: u64,
     pub(super) done: u64,
+    /// What lacks before and behind the data to whole sectors of the image, bytes.
+    pub(super) head: u64,
+    pub(super) tail: u64,
+    /// Its claim on them.
+    pub(super) claim: Option<usize>,
     pub(super) segments: Vec<Segment>,
+    /// Where its pages are, if all of them stand.
+    pub(super) places: Vec<Place>,
     /// What the kernel reads while the data step runs; not touched until it has answered.
     pub(super) vectors: Vec<IoVector>,
     pub(super) reach: Reach,
@@ -44,12 +58,19 @@ pub(super) struct Slot {
     pub(super) taken_us: u64,
     pub(super) begun_us: u64,
     pub(super) done_us: u64,
+    /// When its pages were last looked for among those that stand.
+    pub(super) found_us: u64,
     /// How long reaching its pages, and those of its batch, took.
     pub(super) reach_us: u64,
-    /// The page that holds an indirect request's segments, until they were fetched.
-    pub(super) fetch: Option<u32>,
-    /// Its bytes, as far as they are segments.
-    pub(super) fetched: Vec<u8>,
+}
+
+/// The segments of an indirect request, on their way out of the page that holds them.
+#[derive(Debug, Default)]
+pub(super) struct Fetch {
+    pub(super) slot: u16,
+    pub(super) gref: u32,
+    /// Of the page, as far as they are segments.
+    pub(super) bytes: Vec<u8>,
 }
 
 impl Slot {
@@ -68,8 +89,12 @@ impl Slot {
             step: Step::Finished,
             bytes: 0,
             done: 0,
-            segments: Vec::with_capacity(INDIRECT_SEGMENTS_MAX),
-            vectors: Vec::with_capacity(INDIRECT_SEGMENTS_MAX),
+            head: 0,
+            tail: 0,
+            claim: None,
+            segments: Vec::with_capacity(SEGMENTS_INLINE_MAX),
+            places: Vec::with_capacity(SEGMENTS_INLINE_MAX),
+            vectors: Vec::with_capacity(SEGMENTS_INLINE_MAX),
             reach: Reach::Standing,
             buffer: None,
             status: 0,
@@ -78,9 +103,8 @@ impl Slot {
             taken_us: 0,
             begun_us: 0,
             done_us: 0,
+            found_us: 0,
             reach_us: 0,
-            fetch: None,
-            fetched: Vec::with_capacity(INDIRECT_SEGMENTS_MAX * SEGMENT_BYTES),
         }
     }
 
@@ -92,7 +116,9 @@ impl Slot {
         self.step = Step::FlushBefore;
         self.bytes = 0;
         self.done = 0;
+        (self.head, self.tail) = (0, 0);
         self.segments.clear();
+        self.places.clear();
         self.vectors.clear();
         self.reach = Reach::Standing;
         self.status = 0;
@@ -101,11 +127,77 @@ impl Slot {
         self.taken_us = taken_us;
         self.begun_us = taken_us;
         self.done_us = taken_us;
+        self.found_us = taken_us;
         self.reach_us = 0;
+    }
+
+    /// Makes room for as many segments as a request may have, the first time that this slot has an
+    /// indirect one: most rings never have as many large requests as entries.
+    pub(super) fn enlarge(&mut self) {
+        self.segments.reserve_exact(INDIRECT_SEGMENTS_MAX);
+        self.places.reserve_exact(INDIRECT_SEGMENTS_MAX);
+        self.vectors.reserve_exact(INDIRECT_SEGMENTS_MAX);
+    }
+
+    /// Sees what lacks to whole sectors of the image, which are `sector_bytes` long.
+    pub(super) fn fit(&mut self, sector_bytes: u32) {
+        if matches!(self.plan.transfer, Direction::Read | Direction::Write) {
+            let (start, sector) = (self.plan.sector * SECTOR_BYTES, u64::from(sector_bytes));
+            let end = start + self.bytes;
+            self.head = start % sector;
+            self.tail = end.next_multiple_of(sector) - end;
+        }
+    }
+
+    /// Whether the data are not whole sectors of the image.
+    pub(super) fn in_part(&self) -> bool {
+        self.head > 0 || self.tail > 0
+    }
+
+    /// Bytes of the sectors that the data is in.
+    pub(super) fn whole_bytes(&self) -> usize {
+        usize::try_from(self.head + self.bytes + self.tail).expect("little more than 1 MiB")
+    }
+
+    /// Bytes of the buffer that the data passes through: behind it is a sector that is read before
+    /// the data is written over a part of it.
+    pub(super) fn buffer_bytes(&self, sector_bytes: u32) -> usize {
+        let changes = self.plan.transfer == Direction::Write && self.in_part();
+        self.whole_bytes() + if changes { sector_bytes as usize } else { 0 }
+    }
+
+    /// What of the image the step is about, bytes.
+    pub(super) fn range(&self, sector_bytes: u32) -> Range<u64> {
+        let start = self.plan.sector * SECTOR_BYTES - self.head;
+        let end = start + self.head + self.bytes + self.tail;
+        match self.step {
+            Step::Head => start..start + u64::from(sector_bytes),
+            Step::Tail => end - u64::from(sector_bytes)..end,
+            _ => start..end,
+        }
+    }
+
+    /// Whether this step, to read a sector, is due.
+    pub(super) fn reads_first(&self, sector_bytes: u32) -> bool {
+        let single = self.whole_bytes() == sector_bytes as usize;
+        let lacks = match self.step {
+            Step::Head => self.head > 0 || (single && self.tail > 0),
+            Step::Tail => self.tail > 0 && !single,
+            _ => false,
+        };
+        lacks && self.plan.transfer == Direction::Write
+    }
+
+    /// Whether its pages were found among those that stand.
+    pub(super) fn stands(&self) -> bool {
+        self.places.len() == self.segments.len() && !self.segments.is_empty()
     }
 
     /// Whether direct I/O takes the pages as they are.
     pub(super) fn direct(&self, align_bytes: u32) -> bool {
+        if self.in_part() {
+            return false;
+        }
         // What a guest can ask for begins and ends with whole sectors.
         align_bytes <= 512
             || self.segments.iter().all(|segment| {
@@ -116,7 +208,7 @@ impl Slot {
 
     /// Adds the pieces to be copied between its pages and its buffer.
     pub(super) fn add_pieces(&self, pieces: &mut Vec<Piece>) {
-        let mut offset = self.buffer.expect("a copied request has a buffer").start;
+        let mut offset = self.data_at();
         for segment in &self.segments {
             let (page_offset, bytes) = segment.in_page();
             let gref = segment.gref;
@@ -125,9 +217,10 @@ impl Slot {
         }
     }
 
-    /// Bytes of the data that a read or a write moves.
-    pub(super) fn data_bytes(&self) -> usize {
-        usize::try_from(self.bytes).expect("at most 1 MiB")
+    /// Where in the buffers the data begins.
+    pub(super) fn data_at(&self) -> usize {
+        let buffer = self.buffer.expect("a copied request has a buffer");
+        buffer.start + usize::try_from(self.head).expect("less than a sector")
     }
 
     /// What of a discard is done next, bytes.

@@ -1,6 +1,6 @@
 //! A sweep: take all requests that are there, judge them, reach their pages in few calls, submit.
 
-use super::slot::Step;
+use super::slot::{Fetch, Step};
 use super::{Device, State};
 use crate::engine::Engine;
 use crate::ring::abi::{SEGMENT_BYTES, STATUS_ERROR, Segment};
@@ -13,7 +13,7 @@ use rustix::io::Errno;
 /// Requests taken before the kernel is asked for completions. Small, so that the guest goes on with
 /// the first answers while the rest of a full ring is still being submitted: with all at once the
 /// two ends take turns at being idle, and 4 KiB reads at depth 32 lose a third of their speed.
-const BATCH_REQUESTS_MAX: u32 = 4;
+pub(super) const BATCH_REQUESTS_MAX: u32 = 4;
 
 /// How a sweep ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,46 +132,45 @@ impl Device {
                     self.admit(number);
                 }
                 Source::Indirect(grefs) => {
-                    slot.fetch = Some(grefs[0]);
-                    slot.fetched.clear();
-                    slot.fetched.resize(plan.segment_count * SEGMENT_BYTES, 0);
-                    self.transfer.want_page(grefs[0]);
+                    slot.enlarge();
+                    let fetch = &mut self.fetches[fetches];
+                    (fetch.slot, fetch.gref) = (number, grefs[0]);
+                    fetch.bytes.resize(plan.segment_count * SEGMENT_BYTES, 0);
+                    self.transfer.want_page(grefs[0], self.now_us);
                     fetches += 1;
                 }
             }
         }
         if fetches > 0 {
-            self.fetch_segments();
+            self.fetch_segments(fetches);
         }
         Ok(())
     }
 
-    /// Gets the segments of indirect requests: out of standing pages where they are, otherwise all
-    /// in one call where the guest is honest, one by one where it is not.
-    fn fetch_segments(&mut self) {
-        self.transfer.finish_standing();
+    /// Gets the segments of the first `count` indirect requests: out of standing pages where they
+    /// are, otherwise all in one call where the guest is honest, one by one where it is not.
+    fn fetch_segments(&mut self, count: usize) {
+        self.transfer.finish_standing(self.now_us);
+        let mut fetches = std::mem::take(&mut self.fetches);
         let mut copies: Vec<CopyOut<'_>> = Vec::new();
-        for slot in &mut self.slots {
-            if let Some(gref) = slot.fetch
-                && !self.transfer.copy_standing(gref, &mut slot.fetched)
-            {
-                copies.push(CopyOut { gref, to: &mut slot.fetched });
+        for Fetch { gref, bytes, .. } in &mut fetches[..count] {
+            if !self.transfer.copy_standing(*gref, bytes) {
+                copies.push(CopyOut { gref: *gref, to: bytes });
             }
         }
         let fetched = copies.is_empty() || self.transfer.copy_pages(&mut copies).is_ok();
-        for number in 0..self.slots.len() {
-            let slot = &mut self.slots[number];
-            let Some(gref) = slot.fetch.take() else { continue };
-            let number = u16::try_from(number).expect("at most 512 slots");
-            let alone = CopyOut { gref, to: &mut slot.fetched };
+        for Fetch { slot: number, gref, bytes } in &mut fetches[..count] {
+            let alone = CopyOut { gref: *gref, to: &mut *bytes };
             if !fetched && self.transfer.copy_pages(&mut [alone]).is_err() {
-                self.refuse_slot(number, Refusal::Ungranted);
+                self.refuse_slot(*number, Refusal::Ungranted);
                 continue;
             }
-            let segments = slot.fetched.as_chunks::<SEGMENT_BYTES>().0;
+            let segments = bytes.as_chunks::<SEGMENT_BYTES>().0;
+            let slot = &mut self.slots[usize::from(*number)];
             slot.segments.extend(segments.iter().map(|&segment| Segment::decode(segment)));
-            self.admit(number);
+            self.admit(*number);
         }
+        self.fetches = fetches;
     }
 
     /// Judges a request's segments and puts it into the batch.
@@ -181,10 +180,11 @@ impl Device {
             Ok(bytes) => slot.bytes = bytes,
             Err(refusal) => return self.refuse_slot(number, refusal),
         }
+        slot.fit(self.sector_bytes);
         if slot.plan.barrier {
             self.barrier = Some(number);
         }
-        self.transfer.want_standing(&slot.segments);
+        self.transfer.want_standing(&slot.segments, self.now_us);
         self.batch.push(number);
     }
 

@@ -56,7 +56,7 @@ pub(crate) struct Disk {
     cache: BTreeMap<usize, Vec<(u64, Sector)>>,
     done: u64,
     operations: Vec<Operation>,
-    /// An operation that ends early ends with a whole block.
+    /// Operations are on whole blocks, those that end early too.
     pub(crate) block_sectors: usize,
     /// How many of 100 operations fail, end early or have to be asked for again.
     pub(crate) trouble_percent: usize,
@@ -285,7 +285,13 @@ impl Simulated {
     }
 
     fn submit(&mut self, tag: Tag, what: What) {
-        self.disk.borrow_mut().operations.push(Operation { engine: self.number, tag, what });
+        let mut disk = self.disk.borrow_mut();
+        if let What::Read(vectors, offset) | What::Write(vectors, offset) = &what {
+            let block = disk.block_sectors * SECTOR_BYTES;
+            let whole = bytes(vectors).is_multiple_of(block) && in_memory(*offset) % block == 0;
+            assert!(whole, "{what:?}: parts of blocks of {block} bytes");
+        }
+        disk.operations.push(Operation { engine: self.number, tag, what });
     }
 
     /// # Safety

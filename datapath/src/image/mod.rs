@@ -3,6 +3,10 @@
 //! A raw image is its own map: byte n of the disk is byte n of the file or device.
 //! The format comes from the daemon and is never probed: guests control content (XSA-459's class).
 
+mod claims;
+
+pub(crate) use claims::Claims;
+
 use crate::engine::discard_device;
 use rustix::fs::{
     AtFlags, FallocateFlags, FileType, OFlags, StatxFlags, fallocate, fcntl_getfl, fstat, statx,
@@ -16,6 +20,8 @@ use zerotap_rpc_schema::worker::{Discard, ImageInfo};
 const SECTOR_BYTES: u64 = 512;
 /// Sectors that a guest can be told of.
 const SECTOR_SIZES: [u32; 2] = [512, 4096];
+/// The sector that is emulated on larger ones.
+const EMULATED_BYTES: u32 = 512;
 
 /// Why an image cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +78,8 @@ pub struct Image {
     file: OwnedFd,
     info: ImageInfo,
     capacity: Capacity,
+    /// Where guests may write less than a sector.
+    claims: Option<Arc<Claims>>,
 }
 
 impl Image {
@@ -107,11 +115,11 @@ impl Image {
             sectors,
             sector_bytes,
             physical_sector_bytes: physical.max(sector_bytes),
+            emulated_sector_bytes: (sector_bytes > EMULATED_BYTES).then_some(EMULATED_BYTES),
             memory_align_bytes: direct_align(&file)?.0,
             discard: None,
         };
-        let capacity = Capacity(Arc::new(AtomicU64::new(sectors)));
-        Ok(Image { file, info, capacity })
+        Ok(Image::known(file, info))
     }
 
     /// What it is.
@@ -160,11 +168,16 @@ impl Image {
         self
     }
 
-    /// An image of which only the size is real.
-    #[cfg(test)]
-    pub(crate) fn simulated(file: OwnedFd, info: ImageInfo) -> Self {
+    /// An image of which all is known.
+    pub(crate) fn known(file: OwnedFd, info: ImageInfo) -> Self {
         let capacity = Capacity(Arc::new(AtomicU64::new(info.sectors)));
-        Image { file, info, capacity }
+        let claims = (info.sector_bytes > EMULATED_BYTES).then(Arc::default);
+        Image { file, info, capacity, claims }
+    }
+
+    /// Where writes are under way, if guests may write less than a sector.
+    pub(crate) fn claims(&self) -> Option<Arc<Claims>> {
+        self.claims.clone()
     }
 
     /// Assumes that direct I/O wants memory aligned to `bytes`, for devices that tell less than

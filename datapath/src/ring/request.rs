@@ -1,7 +1,8 @@
 //! What a request may be: a descriptor is judged once, and becomes a plan or a refusal.
 //!
 //! Pure. The checks are those of Linux `drivers/block/xen-blkback/blkback.c` and more: every number
-//! here was written by a guest.
+//! here was written by a guest. That requests are whole sectors of the image is none of them: what
+//! is less is read, changed and written back (`device/part.rs`), whatever the guest was told.
 
 use super::abi::{
     Body, Descriptor, INDIRECT_PAGES_MAX, OP_FLUSH_DISKCACHE, OP_INDIRECT, OP_READ, OP_WRITE,
@@ -22,8 +23,6 @@ const SECTORS_PER_PAGE: u8 = 8;
 pub struct Limits {
     /// Capacity in 512-byte sectors.
     pub sectors: u64,
-    /// The logical sector in bytes: 512 or 4096.
-    pub sector_bytes: u32,
     /// Refuse all that writes.
     pub read_only: bool,
     /// Which ranges are forgotten on request, where that was offered.
@@ -87,9 +86,6 @@ pub enum Refusal {
     /// A segment that ends before it begins, or leaves its page.
     #[error("a segment leaves its page")]
     SegmentRange,
-    /// A start or a length that is not a multiple of the disk's sector.
-    #[error("the request is not aligned to the disk's sectors")]
-    Unaligned,
     /// Beyond the disk's end.
     #[error("the request leaves the disk")]
     BeyondEnd,
@@ -188,10 +184,6 @@ fn discard(flag: u8, sector: u64, sectors: u64, limits: &Limits) -> Result<Plan,
     if sectors == 0 {
         return Err(Refusal::Empty);
     }
-    let block = u64::from(limits.sector_bytes) / SECTOR_BYTES;
-    if !sector.is_multiple_of(block) || !sectors.is_multiple_of(block) {
-        return Err(Refusal::Unaligned);
-    }
     let end = sector.checked_add(sectors).filter(|&end| end <= limits.sectors);
     let end = end.ok_or(Refusal::BeyondEnd)?;
     let unit = (u64::from(units.granularity_bytes) / SECTOR_BYTES).max(1);
@@ -217,22 +209,12 @@ pub fn judge_segments(plan: &Plan, segments: &[Segment], limits: &Limits) -> Res
     if let Transfer::Discard { sectors } = plan.transfer {
         return Ok(sectors * SECTOR_BYTES);
     }
-    let sectors_per_block = u64::from(limits.sector_bytes) / SECTOR_BYTES;
     let mut sectors = 0u64;
     for segment in segments {
         if segment.last < segment.first || segment.last >= SECTORS_PER_PAGE {
             return Err(Refusal::SegmentRange);
         }
-        let length = u64::from(segment.last - segment.first) + 1;
-        let aligned = u64::from(segment.first).is_multiple_of(sectors_per_block)
-            && length.is_multiple_of(sectors_per_block);
-        if !aligned {
-            return Err(Refusal::Unaligned);
-        }
-        sectors += length;
-    }
-    if sectors > 0 && !plan.sector.is_multiple_of(sectors_per_block) {
-        return Err(Refusal::Unaligned);
+        sectors += u64::from(segment.last - segment.first) + 1;
     }
     let end = plan.sector.checked_add(sectors).ok_or(Refusal::BeyondEnd)?;
     if sectors > 0 && end > limits.sectors {

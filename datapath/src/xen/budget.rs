@@ -93,7 +93,7 @@ fn lock(file: &OwnedFd, byte: usize, kind: i32) -> rustix::io::Result<()> {
     }
 }
 
-/// A queue's part. It keeps what it ever needed at a time until it is dropped.
+/// A queue's part. It keeps what it ever needed at a time until it is trimmed or dropped.
 #[derive(Debug)]
 pub struct Allowance {
     budget: Arc<Budget>,
@@ -132,6 +132,12 @@ impl Allowance {
     pub fn give(&mut self, pages: usize) {
         self.used_pages -= pages;
     }
+
+    /// Lets others have what is not used now.
+    pub fn trim(&mut self) {
+        let needed = self.used_pages.div_ceil(LEASE_PAGES).min(self.leases.len());
+        self.leases.drain(needed..).for_each(|lease| self.budget.give(lease));
+    }
 }
 
 impl Drop for Allowance {
@@ -163,16 +169,21 @@ mod tests {
         assert!(c.take(LEASE_PAGES) && !c.take(1), "all is taken");
         assert!(!a.make_room(1) && b.take(LEASE_PAGES - 1), "what is leased may be used up");
         a.give(1);
-        assert!(a.take(1) && !a.take(1));
+        a.trim();
+        assert!(a.take(1) && !a.take(1), "a byte of which a page is used is kept");
         // A worker dies: its open file is closed, and nobody has unlocked anything.
         let Allowance { budget, .. } = &mut c;
         let dead = std::mem::replace(budget, Arc::new(Budget::unlimited()));
         drop(dead);
         let mut next = Allowance::new(worker(place.path(), 3));
         assert!(next.take(LEASE_PAGES) && !next.take(1));
-        drop(a);
+        a.give(LEASE_PAGES);
+        a.trim();
         let mut other = Allowance::new(worker(place.path(), 3));
-        assert!(other.take(LEASE_PAGES) && !other.take(1), "what is dropped is free");
+        assert!(other.take(LEASE_PAGES) && !other.take(1), "what is trimmed is free");
+        drop(other);
+        let mut last = Allowance::new(worker(place.path(), 3));
+        assert!(last.take(LEASE_PAGES), "and so is what is dropped");
     }
 
     #[test]

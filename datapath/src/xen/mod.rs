@@ -7,6 +7,7 @@ pub mod evtchn;
 pub mod gntdev;
 pub mod policy;
 pub mod sim;
+mod standing;
 pub mod transfer;
 mod window;
 

@@ -1,8 +1,8 @@
 //! How a request's pages are reached: by a mapping that stands, by one shared over a sweep, or by a
 //! copy that a sweep makes. `policy.rs` chooses; here is what it chooses from.
 //!
-//! Persistent grants (both ends offered them): a page is mapped when first seen and stays until the
-//! disk disconnects; in the steady state there is no hypercall at all. Linux's frontend notices
+//! Persistent grants (both ends offered them): a page is mapped when first seen and stays, until the
+//! disk disconnects or room is short; in the steady state there is no hypercall at all. Linux's frontend notices
 //! that a page stays mapped and keeps using it (drivers/block/xen-blkfront.c, `blkif_completion`).
 //! Otherwise all pages of a sweep are mapped in few calls and unmapped in one, since most of a
 //! mapping's cost is fixed; the answers of the requests in it wait for that, because a frontend
@@ -14,6 +14,8 @@
 use super::budget::Allowance;
 use super::cost::Cost;
 use super::policy::Costs;
+pub use super::standing::Place;
+use super::standing::{GREFS_MAX, Standing};
 use super::{Access, CopyOut, GRANTS_PER_MAP_MAX, GrantMapping, Grants, Piece, Towards};
 use crate::ring::abi::Segment;
 use crate::ring::shared::{PAGE_BYTES, SharedMapping};
@@ -21,61 +23,18 @@ use std::time::Instant;
 use zerotap_rpc_schema::worker::Counters;
 
 /// Pages that stay mapped for one disk: 16 MiB of guest memory. A frontend that uses more gets the
-/// rest mapped sweep by sweep.
-pub const PERSISTENT_PAGES_MAX: usize = 4096;
+/// rest mapped sweep by sweep. The guests of tests' histories are small.
+pub const PERSISTENT_PAGES_MAX: usize = if cfg!(test) { 12 } else { 4096 };
 
-/// References from this one on never stand: a guest's table has 32 768 by default (Xen's
-/// `gnttab_max_frames`), and a guest must not choose how much memory we keep.
-const STANDING_GREFS_MAX: usize = 64 * 1024;
-
-/// Where a page is: which mapping, which page of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Place {
-    mapping: u16,
-    page: u16,
-}
-
-/// The standing pages by grant reference. A plain table: a lookup a page is all that a request
-/// costs in the steady state.
-#[derive(Debug, Default)]
-struct Standing {
-    places: Vec<Option<Place>>,
-    pages: usize,
-}
-
-impl Standing {
-    fn get(&self, gref: u32) -> Option<Place> {
-        self.places.get(gref as usize).copied().flatten()
-    }
-
-    /// Makes room for a reference; `None` when it cannot stand.
-    fn place(&mut self, gref: u32) -> Option<&mut Option<Place>> {
-        let index = gref as usize;
-        if index >= STANDING_GREFS_MAX {
-            return None;
-        }
-        if index >= self.places.len() {
-            self.places.resize((index + 1).next_power_of_two(), None);
-        }
-        Some(&mut self.places[index])
-    }
-
-    fn insert(&mut self, gref: u32, place: Place) {
-        if let Some(entry) = self.place(gref)
-            && entry.replace(place).is_none()
-        {
-            self.pages += 1;
-        }
-    }
-
-    fn remove(&mut self, gref: u32) {
-        if let Some(entry) = self.places.get_mut(gref as usize)
-            && entry.take().is_some()
-        {
-            self.pages -= 1;
-        }
-    }
-}
+/// How often room is made at the most, and how long a page must have been unused for that. In the
+/// histories of tests hardly any time passes.
+const PURGE_INTERVAL_US: u64 = if cfg!(test) { 10 } else { 100_000 };
+const UNUSED_US: u64 = if cfg!(test) { 0 } else { 1_000_000 };
+/// How much room: a part of [`PERSISTENT_PAGES_MAX`], as blkback's.
+const PURGE_PAGES: usize = PERSISTENT_PAGES_MAX.div_ceil(20);
+/// How long no page is kept of a guest whose pages were not used again; twice as long each time.
+const PAUSE_US: u64 = UNUSED_US;
+const PAUSE_US_MAX: u64 = 64 * PAUSE_US;
 
 /// How a request's pages are reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,9 +66,12 @@ pub struct Transfer {
     grants: Grants,
     persistent: bool,
     standing: Standing,
-    standing_mappings: Vec<GrantMapping>,
-    /// The same pages in reverse order, where there is more than one: see [`Transfer::base`].
-    reversed: Vec<Option<GrantMapping>>,
+    /// No page is kept before then.
+    paused_until_us: u64,
+    pause_us: u64,
+    /// A page found no room; when it was last made.
+    short: bool,
+    purged_us: u64,
     windows: Vec<Option<Window>>,
     scratch: Vec<u32>,
     costs: Costs,
@@ -126,8 +88,10 @@ impl Transfer {
             grants,
             persistent,
             standing: Standing::default(),
-            standing_mappings: Vec::new(),
-            reversed: Vec::new(),
+            paused_until_us: 0,
+            pause_us: PAUSE_US,
+            short: false,
+            purged_us: 0,
             windows: Vec::new(),
             scratch: Vec::with_capacity(GRANTS_PER_MAP_MAX),
             costs: Costs { map: Cost::MAP, copy: Cost::COPY },
@@ -152,85 +116,117 @@ impl Transfer {
     pub fn count(&self, into: &mut Counters) {
         into.merge(&self.counters);
         into.mapped_pages = u32::try_from(self.mapped_pages()).unwrap_or(u32::MAX);
-        into.persistent_pages = u32::try_from(self.standing.pages).unwrap_or(u32::MAX);
+        into.persistent_pages = u32::try_from(self.standing.pages()).unwrap_or(u32::MAX);
     }
 
     /// Pages mapped now.
     fn mapped_pages(&self) -> usize {
         let windows = self.windows.iter().flatten();
-        self.standing.pages
+        self.standing.pages()
             + windows.map(|window| window.mapping.memory().bytes() / PAGE_BYTES).sum::<usize>()
     }
 
     /// Makes the pages of `segments` stand, as far as there is room and the guest lets us. Pages
     /// that are missing over a whole sweep are mapped together: call it for all requests, with
     /// `finish_standing` at the end.
-    pub fn want_standing(&mut self, segments: &[Segment]) {
+    pub fn want_standing(&mut self, segments: &[Segment], now_us: u64) {
         if !self.persistent {
             return;
         }
         for segment in segments {
-            self.want_page(segment.gref);
+            self.want_page(segment.gref, now_us);
         }
     }
 
     /// The same for one page.
-    pub fn want_page(&mut self, gref: u32) {
-        let full = self.standing.pages >= PERSISTENT_PAGES_MAX;
-        if !self.persistent || full || gref as usize >= STANDING_GREFS_MAX {
+    pub fn want_page(&mut self, gref: u32, now_us: u64) {
+        let never = !self.persistent || gref as usize >= GREFS_MAX;
+        if never || self.standing.get(gref).is_some() || now_us < self.paused_until_us {
             return;
         }
-        if self.standing.get(gref).is_some() || !self.allowance.take(1) {
+        let full = self.standing.pages() + self.scratch.len() >= PERSISTENT_PAGES_MAX;
+        if full || !self.allowance.take(1) {
+            self.short = true;
             return;
         }
         if self.scratch.len() == GRANTS_PER_MAP_MAX {
-            self.finish_standing();
+            self.finish_standing(now_us);
         }
-        let mapping = u16::try_from(self.standing_mappings.len()).expect("at most one a page");
-        let page = u16::try_from(self.scratch.len()).expect("at most 512");
-        self.standing.insert(gref, Place { mapping, page });
+        let wanted = self.standing.want(gref);
+        debug_assert!(wanted, "it was looked for");
         self.scratch.push(gref);
     }
 
     /// Maps what `want_standing` found missing. When the guest gave a bad reference, each page is
     /// tried alone, so that one bad page spoils no other request.
-    pub fn finish_standing(&mut self) {
+    pub fn finish_standing(&mut self, now_us: u64) {
         if self.scratch.is_empty() {
             return;
         }
-        let mut missing = std::mem::take(&mut self.scratch);
+        let missing = std::mem::take(&mut self.scratch);
         self.counters.map_calls += 1;
-        if let Ok(mapping) = self.grants.map(&missing, Access::ReadWrite) {
-            self.standing_mappings.push(mapping);
-            missing.reverse();
-            let mut reversed = None;
+        if let Ok(up) = self.grants.map(&missing, Access::ReadWrite) {
+            let mut down = None;
             if missing.len() > 1 && self.allowance.take(missing.len()) {
-                reversed = self.grants.map(&missing, Access::ReadWrite).ok();
+                let reversed: Vec<u32> = missing.iter().rev().copied().collect();
+                down = self.grants.map(&reversed, Access::ReadWrite).ok();
+                if down.is_none() {
+                    self.allowance.give(missing.len());
+                }
             }
-            self.reversed.push(reversed);
+            self.standing.keep(&missing, up, down, now_us);
         } else {
             for gref in &missing {
                 self.counters.map_calls += 1;
                 if let Ok(mapping) = self.grants.map(&[*gref], Access::ReadWrite) {
-                    let number = self.standing_mappings.len();
-                    let mapping_number = u16::try_from(number).expect("at most one a page");
-                    self.standing.insert(*gref, Place { mapping: mapping_number, page: 0 });
-                    self.standing_mappings.push(mapping);
-                    self.reversed.push(None);
+                    self.standing.keep(&[*gref], mapping, None, now_us);
                 } else {
-                    self.standing.remove(*gref);
+                    self.standing.give_up(*gref);
                     self.allowance.give(1);
                 }
             }
         }
-        missing.clear();
         self.scratch = missing;
+        self.scratch.clear();
     }
 
-    /// Whether all pages of a request stand.
+    /// Whether all pages of a request stand, and then where.
+    pub fn stand(
+        &mut self,
+        segments: &[Segment],
+        places: &mut Vec<Place>,
+        now_us: u64,
+    ) -> bool {
+        self.persistent && self.standing.find(segments, places, now_us)
+    }
+
+    /// Whether [`Transfer::purge`] may make room.
     #[must_use]
-    pub fn stands(&self, segments: &[Segment]) -> bool {
-        self.persistent && segments.iter().all(|segment| self.standing.get(segment.gref).is_some())
+    pub fn wants_room(&self, now_us: u64) -> bool {
+        self.short && now_us >= self.purged_us + PURGE_INTERVAL_US
+    }
+
+    /// Makes room for pages that found none, by giving up those that have gone unused for longest.
+    /// No page is given up that was used at `in_use_us` or later: the oldest request in flight that
+    /// uses standing pages began then. A guest that never uses its pages again gets none kept for a
+    /// while: they would only take the room of others.
+    pub fn purge(&mut self, in_use_us: u64, now_us: u64) {
+        self.short = false;
+        self.purged_us = now_us;
+        let before_us = in_use_us.min(now_us.saturating_sub(UNUSED_US));
+        let purged = self.standing.purge(before_us, PURGE_PAGES);
+        if purged.mapped == 0 {
+            return;
+        }
+        self.allowance.give(purged.mapped);
+        self.allowance.trim();
+        self.counters.purged_pages += purged.mapped as u64;
+        if purged.reused {
+            self.pause_us = PAUSE_US;
+            return;
+        }
+        self.paused_until_us = now_us + self.pause_us;
+        self.pause_us = (self.pause_us * 2).min(PAUSE_US_MAX);
     }
 
     /// Whether so many pages may be mapped for a sweep.
@@ -301,6 +297,7 @@ impl Transfer {
     }
 
     /// Where segment `n` of a request is: its mapping, the offset in it and its length in bytes.
+    /// `places`: of its pages, when they stand.
     ///
     /// # Panics
     /// When the request's pages were not mapped.
@@ -308,15 +305,12 @@ impl Transfer {
     pub fn locate(
         &self,
         reach: Reach,
+        places: &[Place],
         n: usize,
         segment: Segment,
     ) -> (&SharedMapping, usize, usize) {
         let (memory, page) = match reach {
-            Reach::Standing => {
-                let place = self.standing.get(segment.gref).expect("its pages stand");
-                let mapping = &self.standing_mappings[usize::from(place.mapping)];
-                (mapping.memory(), usize::from(place.page))
-            }
+            Reach::Standing => self.standing.up(places[n]),
             Reach::Window { window, first_page } => {
                 let window = self.windows[usize::from(window)].as_ref();
                 let window = window.expect("a window lives while it has users");
@@ -339,25 +333,25 @@ impl Transfer {
     pub fn base(
         &self,
         reach: Reach,
+        places: &[Place],
         segments: &[Segment],
         n: usize,
         end: *mut u8,
     ) -> (*mut u8, usize) {
-        let (memory, offset, bytes) = self.locate(reach, n, segments[n]);
+        let (memory, offset, bytes) = self.locate(reach, places, n, segments[n]);
         let up = memory.address(offset, bytes);
-        if reach != Reach::Standing || up == end {
+        // A single page has no neighbours.
+        if reach != Reach::Standing || up == end || segments.len() == 1 {
             return (up, bytes);
         }
-        let Some(down) = self.base_down(segments[n]) else { return (up, bytes) };
-        let next = segments.get(n + 1).and_then(|next| self.base_down(*next));
+        let Some(down) = self.base_down(places[n], segments[n]) else { return (up, bytes) };
+        let next = segments.get(n + 1).and_then(|next| self.base_down(places[n + 1], *next));
         let leads = down == end || next == Some(down.wrapping_add(bytes));
         (if leads { down } else { up }, bytes)
     }
 
-    fn base_down(&self, segment: Segment) -> Option<*mut u8> {
-        let place = self.standing.get(segment.gref)?;
-        let memory = self.reversed[usize::from(place.mapping)].as_ref()?.memory();
-        let page = memory.bytes() / PAGE_BYTES - 1 - usize::from(place.page);
+    fn base_down(&self, place: Place, segment: Segment) -> Option<*mut u8> {
+        let (memory, page) = self.standing.down(place)?;
         let (offset, bytes) = within(page, segment);
         Some(memory.address(offset, bytes))
     }
@@ -366,8 +360,8 @@ impl Transfer {
     #[must_use]
     pub fn copy_standing(&self, gref: u32, to: &mut [u8]) -> bool {
         let Some(place) = self.standing.get(gref) else { return false };
-        let memory = self.standing_mappings[usize::from(place.mapping)].memory();
-        memory.copy_out(usize::from(place.page) * PAGE_BYTES, to);
+        let (memory, page) = self.standing.up(place);
+        memory.copy_out(page * PAGE_BYTES, to);
         true
     }
 

@@ -26,6 +26,8 @@ pub struct Offer {
     pub ring_page_order_max: u32,
     /// `feature-max-indirect-segments`: 0, for none, to 256.
     pub indirect_segments_max: u32,
+    /// `sector-size`: that of the storage where it is larger than 512 bytes.
+    pub large_sectors: bool,
 }
 
 impl Default for Offer {
@@ -37,6 +39,7 @@ impl Default for Offer {
             queues_max: u32::try_from(QUEUES_MAX).unwrap_or(1),
             ring_page_order_max: RING_PAGE_ORDER_MAX,
             indirect_segments_max: INDIRECT_SEGMENTS_MAX,
+            large_sectors: false,
         }
     }
 }
@@ -64,5 +67,13 @@ impl Offer {
     #[must_use]
     pub fn discard(&self, image: &ImageInfo) -> Option<Discard> {
         image.discard.filter(|_| self.discard)
+    }
+
+    /// How long the sectors are, bytes, that a guest is told of. What was made on sectors of one
+    /// size, a partition table to begin with, is not found on those of another.
+    #[must_use]
+    pub fn sector_bytes(&self, image: &ImageInfo) -> u32 {
+        let emulated = image.emulated_sector_bytes.filter(|_| !self.large_sectors);
+        emulated.unwrap_or(image.sector_bytes)
     }
 }

@@ -97,6 +97,7 @@ fn properties(batch: &mut Batch, address: &Address, identity: &Identity, worker:
     // Capacity has to be a multiple of it.
     let fits = (image.sectors * 512).is_multiple_of(u64::from(physical));
     let physical = if fits { physical } else { image.sector_bytes };
+    let sector = identity.offer.sector_bytes(&image);
     batch.write(address.key("feature-flush-cache"), 1);
     let discard = identity.discard(&image);
     if let Some(Discard { granularity_bytes, alignment_bytes }) = discard {
@@ -111,7 +112,7 @@ fn properties(batch: &mut Batch, address: &Address, identity: &Identity, worker:
         .write(address.key("feature-persistent"), u32::from(identity.persistent(worker)))
         .write(address.key("sectors"), image.sectors)
         .write(address.key("info"), info)
-        .write(address.key("sector-size"), image.sector_bytes)
+        .write(address.key("sector-size"), sector)
         .write(address.key("physical-sector-size"), physical)
         .write(address.key("kthread-pid"), worker.pid);
 }
@@ -153,6 +154,7 @@ mod tests {
             sectors,
             sector_bytes: 512,
             physical_sector_bytes: 4096,
+            emulated_sector_bytes: None,
             memory_align_bytes: 512,
             discard: Some(Discard { granularity_bytes: 65536, alignment_bytes: 4096 }),
         };
@@ -205,6 +207,24 @@ mod tests {
         assert_eq!(odd[7], "physical-sector-size=512");
         assert_eq!(written("qdisk", &Publication::State(State::Closed)), ["state=6"]);
         assert_eq!(written("qdisk", &Publication::NoMedium), ["sectors=0", "state=4"]);
+    }
+
+    #[test]
+    fn large_sectors_are_told_as_small_ones_unless_an_administrator_wants_otherwise() {
+        let mut worker = worker(2048);
+        worker.image.sector_bytes = 4096;
+        let told = |worker: &Worker, large_sectors| {
+            let offer = Offer { large_sectors, ..Offer::default() };
+            let what = Publication::Properties(worker.clone());
+            let mut keys = written_of("qdisk", &what, true, offer);
+            keys.retain(|key| key.contains("sector-size"));
+            keys
+        };
+        let native = ["sector-size=4096", "physical-sector-size=4096"];
+        assert_eq!(told(&worker, false), native, "an older worker does not emulate");
+        worker.image.emulated_sector_bytes = Some(512);
+        assert_eq!(told(&worker, true), native);
+        assert_eq!(told(&worker, false), ["sector-size=512", "physical-sector-size=4096"]);
     }
 
     #[test]

@@ -66,7 +66,12 @@ impl Vbds {
             ring: status.ring,
             image: disk.map(|disk| {
                 let image = disk.image();
-                ImageInfo { discard: status.identity.discard(&image), ..image }
+                let told = status.identity.offer.sector_bytes(&image);
+                ImageInfo {
+                    discard: status.identity.discard(&image),
+                    emulated_sector_bytes: (told != image.sector_bytes).then_some(told),
+                    ..image
+                }
             }),
             counters: counters.counters,
             read_latency: counters.read_latency,

@@ -55,7 +55,7 @@ impl History<'_> {
 
     fn ask_discard(&mut self, vdi: usize, queue: usize, id: u64) {
         let own = &self.vdis[vdi];
-        let (block, blocks) = (own.block_sectors(), own.oracle.sectors() / own.block_sectors());
+        let (block, blocks) = (own.block_sectors, own.oracle.sectors() / own.block_sectors);
         let first = self.random.below(blocks);
         let count = 1 + self.random.below((blocks - first).min(24));
         let (start, sectors) = (first * block, count * block);
@@ -77,7 +77,7 @@ impl History<'_> {
             return None;
         }
         let segment = |_| {
-            let page = self.pages.pop().expect("enough pages");
+            let page = self.pages.swap_remove(self.random.below(self.pages.len()));
             let blocks = SECTORS_PER_PAGE / block;
             let first = if self.random.chance(50) { 0 } else { self.random.below(blocks) };
             let whole = self.random.chance(60);
@@ -94,7 +94,7 @@ impl History<'_> {
             Kind::Read | Kind::Write if self.random.chance(8) => 8 + self.random.below(12),
             _ => 1 + self.random.below(3),
         };
-        let block = self.vdis[vdi].block_sectors();
+        let block = self.vdis[vdi].block_sectors;
         let Some(segments) = self.segments(count, block) else { return };
         let length = segments.iter().map(|(_, first, last)| usize::from(last - first) + 1).sum();
         let capacity: usize = self.vdis[vdi].oracle.sectors();

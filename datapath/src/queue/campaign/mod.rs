@@ -42,6 +42,7 @@ struct Tally {
     growths: u64,
     snapshots: u64,
     power_cuts: u64,
+    purged_pages: u64,
 }
 
 /// One history.
@@ -106,7 +107,7 @@ impl History<'_> {
     fn serve(&mut self, vdi: usize) {
         let own = &mut self.vdis[vdi];
         if own.workers.is_empty() || (own.upgrade && own.drained()) {
-            own.workers.clear();
+            own.end_workers();
             own.serve(self.site, Journaled::Resume);
             return;
         }
@@ -166,7 +167,7 @@ impl History<'_> {
                     return Err("a worker does not end".to_owned());
                 }
             }
-            self.vdis[vdi].workers.clear();
+            self.vdis[vdi].end_workers();
         }
         Ok(())
     }
@@ -207,6 +208,8 @@ fn run(seed: u64, site: &Site, tally: &mut Tally) {
     if let Err(problem) = history.live() {
         panic!("seed {seed}: {problem}");
     }
+    let purged: u64 = history.vdis.iter().map(|vdi| vdi.purged_pages).sum();
+    tally.purged_pages += purged;
 }
 
 fn number(name: &str) -> Option<u64> {
@@ -222,9 +225,10 @@ fn what_was_acknowledged_and_flushed_is_there() {
         run(seed, &site, &mut tally);
     }
     println!("{runs} histories from seed {first} on: {tally:?}");
-    let Tally { requests, deaths, deaths_at_a_store, upgrades, growths, snapshots, power_cuts } =
-        tally;
-    let all = [requests, deaths, deaths_at_a_store, upgrades, growths, snapshots, power_cuts];
+    let Tally { requests, deaths, deaths_at_a_store, upgrades, growths, snapshots, .. } = tally;
+    let Tally { power_cuts, purged_pages, .. } = tally;
+    let all = [requests, deaths, deaths_at_a_store, upgrades, growths, snapshots];
+    let all = [&all[..], &[power_cuts, purged_pages]].concat();
     assert!(
         runs < RUNS || all.iter().all(|&count| count > runs / 2),
         "too little happens: {all:?}"

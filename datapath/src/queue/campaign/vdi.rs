@@ -64,12 +64,18 @@ pub(super) struct Vdi {
     /// It is being replaced by one of another version, and ends of itself.
     pub(super) upgrade: bool,
     pub(super) info: ImageInfo,
+    /// What the guest was told that a sector is.
+    pub(super) block_sectors: usize,
     image: Image,
     file: OwnedFd,
     journals: Vec<OwnedFd>,
     rule: TransferRule,
     persistent: bool,
     network: bool,
+    /// Pages that had to make room.
+    pub(super) purged_pages: u64,
+    /// So small that pages that stand have to make room.
+    budget: Arc<Budget>,
 }
 
 impl Vdi {
@@ -82,6 +88,7 @@ impl Vdi {
             sectors: sectors as u64,
             sector_bytes: 512 * block_sectors,
             physical_sector_bytes: 4096,
+            emulated_sector_bytes: None,
             memory_align_bytes: 512 * memory_sectors,
             discard: Some(units),
         };
@@ -100,12 +107,15 @@ impl Vdi {
             stores_left: None,
             upgrade: false,
             info,
-            image: Image::simulated(file.try_clone().expect("a descriptor"), info),
+            block_sectors: if random.chance(70) { 1 } else { block_sectors as usize },
+            image: Image::known(file.try_clone().expect("a descriptor"), info),
             file,
             journals: Vec::new(),
             rule: TransferRule::Auto,
             persistent: false,
             network: false,
+            purged_pages: 0,
+            budget: Arc::new(budget(1 + random.below(3) as u64)),
         }
     }
 
@@ -136,7 +146,7 @@ impl Vdi {
     /// A worker takes the rings up; it may die over that, too.
     pub(super) fn serve(&mut self, site: &Site, how: Journaled) {
         let file = self.file.try_clone().expect("a descriptor");
-        self.image = Image::simulated(file, self.info);
+        self.image = Image::known(file, self.info);
         let mut left = self.stores_left.take();
         let mut how = how;
         self.workers = loop {
@@ -164,7 +174,7 @@ impl Vdi {
                 discard: true,
                 rule: self.rule,
                 network: self.network,
-                budget: Arc::new(Budget::unlimited()),
+                budget: Arc::clone(&self.budget),
                 journal: Some((how, journal.try_clone().expect("a descriptor"))),
             };
             let vbd = VbdId { domid: DOMID, devid: self.number };
@@ -187,8 +197,12 @@ impl Vdi {
     /// kill -9.
     pub(super) fn kill(&mut self) {
         self.disk.borrow_mut().abandon();
-        self.workers.clear();
+        self.end_workers();
         self.stores_left = None;
+    }
+
+    pub(super) fn end_workers(&mut self) {
+        self.purged_pages += self.workers.drain(..).map(|worker| worker.purged()).sum::<u64>();
     }
 
     pub(super) fn drained(&self) -> bool {
@@ -206,10 +220,6 @@ impl Vdi {
         Ok(())
     }
 
-    pub(super) fn block_sectors(&self) -> usize {
-        self.info.sector_bytes as usize / 512
-    }
-
     /// Whether requests in flight touch any of these.
     pub(super) fn busy(&self, sectors: &Range<usize>) -> bool {
         let overlaps = |pending: &Pending| {
@@ -217,4 +227,11 @@ impl Vdi {
         };
         self.pending.values().any(overlaps)
     }
+}
+
+/// What a host lets its workers map.
+fn budget(leases: u64) -> Budget {
+    let file = memfd_create("budget", MemfdFlags::CLOEXEC).expect("memory");
+    ftruncate(&file, leases).expect("memory");
+    Budget::new(file).expect("a file has a size")
 }

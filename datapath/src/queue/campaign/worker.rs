@@ -38,7 +38,8 @@ impl Worker {
         let (asks, inbox) = channel();
         let mut engine = Engine::simulated(Simulated::new(disk, number));
         engine.wait_readable(wake.as_fd(), MAILBOX);
-        let device = Device::connect(vbd, ring, image).expect("the ring is as it should be");
+        let device = Device::connect(vbd, ring, image, &wake);
+        let device = device.expect("the ring is as it should be");
         let server = Server { device, engine, inbox, mailbox: Arc::clone(&wake) };
         let (swept, completions) = (Swept::More, Vec::new());
         Worker { server, asks, wake, swept, completions, asleep: false }
@@ -69,6 +70,11 @@ impl Worker {
 
     pub(super) fn drained(&self) -> bool {
         self.server.device.drained()
+    }
+
+    /// Pages that had to make room.
+    pub(super) fn purged(&self) -> u64 {
+        self.server.device.counters().counters.purged_pages
     }
 
     pub(super) fn broken(&self) -> bool {

@@ -7,7 +7,7 @@ use zerotap_rpc_schema::worker::Abi;
 
 const UNITS: Discard = Discard { granularity_bytes: 4096, alignment_bytes: 1024 };
 const DISK: Limits =
-    Limits { sectors: 1000, sector_bytes: 512, read_only: false, discard: Some(UNITS) };
+    Limits { sectors: 1000, read_only: false, discard: Some(UNITS) };
 const FULL: Segment = Segment { gref: 1, first: 0, last: 7 };
 
 fn direct_request(operation: u8, segment_count: u8, sector: u64) -> Descriptor {
@@ -79,17 +79,6 @@ fn a_read_only_disk_refuses_all_that_writes_and_flushes_on() {
 }
 
 #[test]
-fn large_sectors_ask_for_whole_pages() {
-    let disk = Limits { sector_bytes: 4096, ..DISK };
-    assert!(judge_all(&direct_request(OP_READ, 1, 8), &disk).is_ok());
-    assert_eq!(judge_all(&direct_request(OP_READ, 1, 9), &disk).unwrap_err(), Refusal::Unaligned);
-    let half = Segment { gref: 1, first: 0, last: 3 };
-    let body = Body::Direct { segment_count: 1, sector: 0, segments: [half; 11] };
-    let descriptor = Descriptor { id: 1, operation: OP_READ, body };
-    assert_eq!(judge_all(&descriptor, &disk).unwrap_err(), Refusal::Unaligned);
-}
-
-#[test]
 fn indirect_requests_are_bounded() {
     let request = |operation, segment_count| {
         let grefs = [1; INDIRECT_PAGES_MAX];
@@ -140,9 +129,6 @@ fn each_rule_of_discards_refuses() {
     assert_eq!(refused(2, 8, 8, DISK), Refusal::Unsupported);
     assert_eq!(refused(0, 8, 8, Limits { discard: None, ..DISK }), Refusal::Unsupported);
     assert_eq!(refused(0, 8, 8, Limits { read_only: true, ..DISK }), Refusal::ReadOnly);
-    let large = Limits { sector_bytes: 4096, ..DISK };
-    assert_eq!(refused(0, 4, 8, large), Refusal::Unaligned);
-    assert_eq!(refused(0, 8, 4, large), Refusal::Unaligned);
 }
 
 proptest! {
@@ -178,7 +164,6 @@ proptest! {
         operation in 0u8..8,
         count in 0u8..14,
         native in any::<bool>(),
-        large in any::<bool>(),
     ) {
         let mut bytes = [0; ENTRY_BYTES_MAX];
         bytes[..32].copy_from_slice(&entry);
@@ -186,14 +171,13 @@ proptest! {
         bytes[0] = operation;
         bytes[1] = count;
         let abi = if native { Abi::X86_64 } else { Abi::X86_32 };
-        let disk = Limits { sector_bytes: if large { 4096 } else { 512 }, ..DISK };
         let descriptor = decode(abi, &bytes);
-        if let Ok((plan, Source::Inline(segments))) = judge(&descriptor, &disk) {
+        if let Ok((plan, Source::Inline(segments))) = judge(&descriptor, &DISK) {
             prop_assert!(plan.segment_count <= SEGMENTS_INLINE_MAX);
             let segments = &segments[..plan.segment_count];
-            if let Ok(bytes) = judge_segments(&plan, segments, &disk) {
+            if let Ok(bytes) = judge_segments(&plan, segments, &DISK) {
                 let end = plan.sector.saturating_add(bytes / 512);
-                prop_assert!(bytes == 0 || end <= disk.sectors);
+                prop_assert!(bytes == 0 || end <= DISK.sectors);
                 let discard = matches!(plan.transfer, Transfer::Discard { .. });
                 prop_assert!(discard || bytes as usize <= segments.len() * 4096);
             }

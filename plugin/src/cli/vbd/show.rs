@@ -96,7 +96,11 @@ fn image_text(image: &ImageInfo) -> String {
         }
         None => "does not discard".to_owned(),
     };
-    format!("{capacity}, sectors of {logical} B (physical {physical} B), {discard}")
+    let told = match image.emulated_sector_bytes {
+        Some(told) => format!(", told as {told} B"),
+        None => String::new(),
+    };
+    format!("{capacity}, sectors of {logical} B (physical {physical} B){told}, {discard}")
 }
 
 fn ring_text(ring: &RingParameters) -> String {
@@ -250,6 +254,7 @@ pub(in crate::cli::vbd) mod tests {
                 sectors: 1 << 19,
                 sector_bytes: 512,
                 physical_sector_bytes: 4096,
+            emulated_sector_bytes: None,
                 memory_align_bytes: 512,
                 discard: Some(Discard { granularity_bytes: 4096, alignment_bytes: 0 }),
             }),

@@ -104,6 +104,7 @@ impl Disk for PretendedDisk {
             sectors: 4096,
             sector_bytes: 512,
             physical_sector_bytes: 4096,
+            emulated_sector_bytes: None,
             memory_align_bytes: 512,
             discard: Some(Discard { granularity_bytes: 4096, alignment_bytes: 0 }),
         }
