@@ -26,6 +26,9 @@ pub(crate) fn refusal(ask: &Ask, newest: u32) -> Option<String> {
         Ask::Connect { journaled: Some(_), .. } if newest < 2 => {
             Some("unknown field `journaled`".to_owned())
         }
+        Ask::Connect { bounds: Some(_), .. } if newest < 3 => {
+            Some("unknown field `bounds`".to_owned())
+        }
         _ => None,
     }
 }

@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use zerotap_rpc_schema::engine::EngineKind;
 use zerotap_rpc_schema::worker::{
-    Connected, Journaled, QUEUES_MAX, RingParameters, TransferRule, VbdCounters, VbdId,
+    Bounds, Connected, Journaled, QUEUES_MAX, RingParameters, TransferRule, VbdCounters, VbdId,
 };
 
 /// What all VBDs of a worker have in common.
@@ -40,6 +40,8 @@ pub struct Order {
     pub read_only: bool,
     /// Take discards.
     pub discard: bool,
+    /// What else was offered.
+    pub bounds: Bounds,
     /// How the guest's pages are reached.
     pub rule: TransferRule,
     /// What its journals are for, where it has some.
@@ -70,7 +72,7 @@ impl Vbd {
         order: Order,
         past: Option<VbdCounters>,
     ) -> Result<Self, String> {
-        let Order { parameters, read_only, discard, rule, journaled, descriptors } = order;
+        let Order { parameters, read_only, discard, bounds, rule, journaled, descriptors } = order;
         let wanted = parameters.queues.len();
         if !(1..=QUEUES_MAX).contains(&wanted) {
             return Err(format!("a VBD has 1 to {QUEUES_MAX} queues, not {wanted}"));
@@ -93,6 +95,7 @@ impl Vbd {
                 persistent: parameters.persistent,
                 read_only,
                 discard,
+                bounds,
                 rule,
                 network: common.network,
                 budget: Arc::clone(&common.budget),

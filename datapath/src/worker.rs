@@ -267,10 +267,20 @@ impl Worker {
         }
         let answer = match request.ask {
             Ask::Hello { protocol } => self.hello(protocol),
-            Ask::Connect { vbd, read_only, discard, ring: parameters, transfer, journaled } => {
+            Ask::Connect {
+                vbd,
+                read_only,
+                discard,
+                ring: parameters,
+                transfer,
+                bounds,
+                journaled,
+            } => {
                 let read_only = read_only || self.read_only;
                 let rule = transfer.unwrap_or(self.transfer);
-                let order = Order { parameters, read_only, discard, rule, journaled, descriptors };
+                let bounds = bounds.unwrap_or_default();
+                let order =
+                    Order { parameters, read_only, discard, bounds, rule, journaled, descriptors };
                 self.connect(vbd, order)
             }
             Ask::Disconnect { vbd } => match self.disconnect(vbd, waiter) {

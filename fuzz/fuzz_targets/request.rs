@@ -15,6 +15,8 @@ fuzz_target!(|input: (u8, [u8; ENTRY_BYTES_MAX], &[u8])| {
     let limits = Limits {
         sectors: SECTORS,
         read_only: kind & 2 != 0,
+        barrier: kind & 1 == 0,
+        indirect_segments_max: [0, 32, 100, INDIRECT_SEGMENTS_MAX][usize::from(kind >> 6)],
         discard: (kind & 8 == 0).then(|| Discard {
             granularity_bytes: 4096 << (kind >> 6),
             alignment_bytes: u32::from(kind >> 4 & 3) * 4096,
@@ -27,10 +29,11 @@ fuzz_target!(|input: (u8, [u8; ENTRY_BYTES_MAX], &[u8])| {
     let Ok((plan, source)) = judge(&descriptor, &limits) else { return };
     let reads = matches!(plan.transfer, Transfer::Read | Transfer::None);
     assert!(!limits.read_only || reads, "a write to a read-only disk");
+    assert!(!plan.barrier || limits.barrier, "a barrier that was not offered");
     let segments: Vec<Segment> = match source {
         Source::Inline(segments) => segments[..plan.segment_count].to_vec(),
         Source::Indirect(_) => {
-            assert!(plan.segment_count <= INDIRECT_SEGMENTS_MAX);
+            assert!(plan.segment_count <= limits.indirect_segments_max);
             let mut bytes = page.to_vec();
             bytes.resize(plan.segment_count * SEGMENT_BYTES, 0);
             bytes.as_chunks().0.iter().map(|&segment| Segment::decode(segment)).collect()

@@ -7,7 +7,7 @@
 //! `Connect` carries descriptors (SCM_RIGHTS) with the first byte of its line.
 //! The daemon opens with [`Ask::Hello`] and the newest protocol that it speaks. The worker answers
 //! with the newest that both speak; one of protocol 1 refuses all but that, and is asked again.
-//! Protocol 2 has journals.
+//! Protocol 2 has journals, 3 has bounds.
 
 pub use crate::counters::{Counters, VbdCounters};
 use crate::engine::{EngineChoice, EngineKind};
@@ -15,7 +15,7 @@ pub use crate::nbd::NbdCounters;
 use serde::{Deserialize, Serialize};
 
 /// The version of this protocol.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 /// The oldest version that daemon and worker still speak: they are not upgraded together.
 pub const PROTOCOL_OLDEST: u32 = 1;
 /// The longest line that either side accepts, newline included.
@@ -113,6 +113,23 @@ pub enum TransferRule {
     Copy,
 }
 
+/// What a guest may ask of what a worker can, as far as an administrator bounds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bounds {
+    /// Barriers.
+    pub barrier: bool,
+    /// Segments of an indirect request; none at all with 0.
+    pub indirect_segments_max: u32,
+}
+
+impl Default for Bounds {
+    /// None.
+    fn default() -> Self {
+        Bounds { barrier: true, indirect_segments_max: u32::MAX }
+    }
+}
+
 /// Not the name of a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NoTransferRule;
@@ -171,6 +188,9 @@ pub enum Ask {
         /// be older than its daemon and not know this.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         transfer: Option<TransferRule>,
+        /// What was not offered is refused. Since protocol 3.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        bounds: Option<Bounds>,
         /// Whether there are journals, and what for. Since protocol 2.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         journaled: Option<Journaled>,

@@ -157,9 +157,9 @@ impl BareWorker {
         let open = |_| File::open(&self.sim_dir);
         let events = ring.queues.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         let descriptors: Vec<_> = events.iter().chain(journals).map(File::as_fd).collect();
-        let (discard, transfer) = (!read_only, None);
+        let (discard, transfer, bounds) = (!read_only, None, None);
         let journaled = (!journals.is_empty()).then_some(Journaled::Begin);
-        let ask = Ask::Connect { vbd, read_only, discard, ring, transfer, journaled };
+        let ask = Ask::Connect { vbd, read_only, discard, ring, transfer, bounds, journaled };
         match control.ask_with(ask, &descriptors)? {
             Answer::Done => Ok(()),
             other => bail!("{other:?}"),

@@ -4,7 +4,7 @@
 use std::time::Duration;
 use zerotap_tests::blkfront::{Blkfront, Io, Op, Options, Piece};
 use zerotap_tests::guest::Domain;
-use zerotap_tests::harness::busy::{bury, spin, successor};
+use zerotap_tests::harness::busy::{spin, successor};
 use zerotap_tests::harness::loop_device::LoopDevice;
 use zerotap_tests::harness::{Host, eventually, kill_worker};
 use zerotap_tests::simguest::{Expect, Guest, Running};
@@ -37,7 +37,11 @@ fn guest_of(options: Options, kills: u32) {
         kill_worker(last).unwrap();
         running.progresses(200, SOON).unwrap();
     }
-    bury(&host, &disk, running);
+    let mut ended = running.stop().unwrap();
+    assert!(ended.report.errors == 0 && ended.report.flushes > 0, "{:?}", ended.report);
+    disk.unplug(&host.rpc(), false).unwrap();
+    disk.deactivate(&host.rpc()).unwrap();
+    ended.model.check_image(device.path()).unwrap();
 }
 
 #[test]

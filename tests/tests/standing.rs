@@ -1,5 +1,5 @@
-//! Persistent grants where room is short: pages that a guest does not use any more make some, on its
-//! own queue and for other guests.
+//! Persistent grants where room is short: pages that a guest does not use any more make some, on
+//! its own queue and for other guests.
 
 use zerotap_rpc_schema::worker::Counters;
 use zerotap_tests::blkfront::{Blkfront, Io, Op, Options, Piece};

@@ -50,13 +50,8 @@ impl Device {
         let Some(buffer) = slot.buffer else {
             let mut end = std::ptr::null_mut();
             for n in 0..slot.segments.len() {
-                let (base, bytes) = self.transfer.base(
-                    slot.reach,
-                    &slot.places,
-                    &slot.segments,
-                    n,
-                    end,
-                );
+                let (base, bytes) =
+                    self.transfer.base(slot.reach, &slot.places, &slot.segments, n, end);
                 add_vector(&mut slot.vectors, base, bytes);
                 end = base.wrapping_add(bytes);
             }
@@ -84,7 +79,8 @@ impl Device {
         let ours = self.buffers.memory();
         let mut at = slot.data_at();
         for (n, segment) in slot.segments.iter().enumerate() {
-            let (memory, offset, bytes) = self.transfer.locate(slot.reach, &slot.places, n, *segment);
+            let (memory, offset, bytes) =
+                self.transfer.locate(slot.reach, &slot.places, n, *segment);
             match towards {
                 Towards::Us => ours.copy_from(at, memory, offset, bytes),
                 Towards::Guest => memory.copy_from(offset, ours, at, bytes),

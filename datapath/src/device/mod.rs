@@ -16,7 +16,7 @@ use crate::engine::{Engine, Tag};
 use crate::image::{Capacity, Claims, Image};
 use crate::ring::back::BackRing;
 use crate::ring::journal::{Damaged, Identity, Journal};
-use crate::ring::request::{Limits, Transfer as Direction};
+use crate::ring::request::{INDIRECT_SEGMENTS_MAX, Limits, Transfer as Direction};
 use crate::ring::shared::PAGE_BYTES;
 use crate::xen::budget::{Allowance, Budget};
 use crate::xen::transfer::Transfer;
@@ -29,7 +29,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 pub use sweep::Swept;
 use zerotap_rpc_schema::Histogram;
-use zerotap_rpc_schema::worker::{Abi, Counters, Journaled, TransferRule, VbdCounters, VbdId};
+use zerotap_rpc_schema::worker::{
+    Abi, Bounds, Counters, Journaled, TransferRule, VbdCounters, VbdId,
+};
 
 /// Reads of an event channel that may fail in a row before the ring counts as broken.
 const EVENT_ERRORS_MAX: u32 = 16;
@@ -155,6 +157,8 @@ pub struct Ring {
     pub read_only: bool,
     /// Take discards, where the image can.
     pub discard: bool,
+    /// What else was offered.
+    pub bounds: Bounds,
     /// How the guest's pages are reached, as far as the administrator decides it.
     pub rule: TransferRule,
     /// Whether the image is reached over a network.
@@ -261,6 +265,9 @@ impl Device {
         let limits = Limits {
             sectors: image.sectors,
             read_only: given.read_only,
+            barrier: given.bounds.barrier,
+            indirect_segments_max: INDIRECT_SEGMENTS_MAX
+                .min(usize::try_from(given.bounds.indirect_segments_max).unwrap_or(usize::MAX)),
             discard: image.discard.filter(|_| given.discard),
         };
         Ok(Device {

@@ -288,7 +288,8 @@ impl Simulated {
         let mut disk = self.disk.borrow_mut();
         if let What::Read(vectors, offset) | What::Write(vectors, offset) = &what {
             let block = disk.block_sectors * SECTOR_BYTES;
-            let whole = bytes(vectors).is_multiple_of(block) && in_memory(*offset) % block == 0;
+            let whole =
+                bytes(vectors).is_multiple_of(block) && in_memory(*offset).is_multiple_of(block);
             assert!(whole, "{what:?}: parts of blocks of {block} bytes");
         }
         disk.operations.push(Operation { engine: self.number, tag, what });

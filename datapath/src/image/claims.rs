@@ -113,7 +113,8 @@ mod tests {
             let mut held: Vec<(usize, Range<u64>, bool)> = Vec::new();
             for (start, length, alone, give) in wants {
                 if give && !held.is_empty() {
-                    let (number, ..) = held.swap_remove(usize::try_from(start).unwrap() % held.len());
+                    let which = usize::try_from(start).unwrap() % held.len();
+                    let (number, ..) = held.swap_remove(which);
                     claims.give(number);
                     continue;
                 }

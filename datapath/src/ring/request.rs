@@ -25,6 +25,10 @@ pub struct Limits {
     pub sectors: u64,
     /// Refuse all that writes.
     pub read_only: bool,
+    /// Take barriers.
+    pub barrier: bool,
+    /// The most segments of an indirect request; none at all with 0.
+    pub indirect_segments_max: usize,
     /// Which ranges are forgotten on request, where that was offered.
     pub discard: Option<Discard>,
 }
@@ -119,11 +123,11 @@ pub fn judge(descriptor: &Descriptor, limits: &Limits) -> Result<(Plan, Source),
     let (plan, source) = match descriptor.body {
         Body::Direct { segment_count, sector, segments } => {
             let count = usize::from(segment_count);
-            (direct(descriptor.operation, count, sector)?, Source::Inline(segments))
+            (direct(descriptor.operation, count, sector, limits)?, Source::Inline(segments))
         }
         Body::Indirect { operation, segment_count, sector, grefs } => {
             let count = usize::from(segment_count);
-            (indirect(operation, count, sector)?, Source::Indirect(grefs))
+            (indirect(operation, count, sector, limits)?, Source::Indirect(grefs))
         }
         Body::Discard { flag, sector, sectors } => {
             (discard(flag, sector, sectors, limits)?, Source::Inline(Default::default()))
@@ -137,7 +141,10 @@ pub fn judge(descriptor: &Descriptor, limits: &Limits) -> Result<(Plan, Source),
     Ok((plan, source))
 }
 
-fn direct(operation: u8, count: usize, sector: u64) -> Result<Plan, Refusal> {
+fn direct(operation: u8, count: usize, sector: u64, limits: &Limits) -> Result<Plan, Refusal> {
+    if operation == OP_WRITE_BARRIER && !limits.barrier {
+        return Err(Refusal::Unsupported);
+    }
     let none_allowed = matches!(operation, OP_FLUSH_DISKCACHE | OP_WRITE_BARRIER);
     if count > SEGMENTS_INLINE_MAX || (count == 0 && !none_allowed) {
         return Err(Refusal::SegmentCount);
@@ -153,13 +160,16 @@ fn direct(operation: u8, count: usize, sector: u64) -> Result<Plan, Refusal> {
     Ok(Plan { barrier, flush_before, transfer, flush_after, sector, segment_count: count })
 }
 
-fn indirect(operation: u8, count: usize, sector: u64) -> Result<Plan, Refusal> {
+fn indirect(operation: u8, count: usize, sector: u64, limits: &Limits) -> Result<Plan, Refusal> {
+    if limits.indirect_segments_max == 0 {
+        return Err(Refusal::Unsupported);
+    }
     let transfer = match operation {
         OP_READ => Transfer::Read,
         OP_WRITE => Transfer::Write,
         _ => return Err(Refusal::IndirectOperation),
     };
-    if count == 0 || count > INDIRECT_SEGMENTS_MAX {
+    if count == 0 || count > limits.indirect_segments_max {
         return Err(Refusal::SegmentCount);
     }
     Ok(Plan {

@@ -1,8 +1,8 @@
 //! The pages of a guest that stay mapped, by grant reference, in the mappings that they were made
 //! with: those that go longest unused are given up first.
 //!
-//! It makes no calls but unmapping what it drops, and knows nothing of requests: whoever uses a page
-//! says when, and purges nothing that is in use.
+//! It makes no calls but unmapping what it drops, and knows nothing of requests: whoever uses a
+//! page says when, and purges nothing that is in use.
 
 use super::GrantMapping;
 use crate::ring::abi::Segment;

@@ -1,9 +1,10 @@
 //! How a request's pages are reached: by a mapping that stands, by one shared over a sweep, or by a
 //! copy that a sweep makes. `policy.rs` chooses; here is what it chooses from.
 //!
-//! Persistent grants (both ends offered them): a page is mapped when first seen and stays, until the
-//! disk disconnects or room is short; in the steady state there is no hypercall at all. Linux's frontend notices
-//! that a page stays mapped and keeps using it (drivers/block/xen-blkfront.c, `blkif_completion`).
+//! Persistent grants (both ends offered them): a page is mapped when first seen and stays, until
+//! the disk disconnects or room is short (`standing.rs`); in the steady state there is no hypercall
+//! at all. Linux's frontend notices that a page stays mapped and keeps using it
+//! (drivers/block/xen-blkfront.c, `blkif_completion`).
 //! Otherwise all pages of a sweep are mapped in few calls and unmapped in one, since most of a
 //! mapping's cost is fixed; the answers of the requests in it wait for that, because a frontend
 //! takes its pages back with the answer.
@@ -33,7 +34,7 @@ const UNUSED_US: u64 = if cfg!(test) { 0 } else { 1_000_000 };
 /// How much room: a part of [`PERSISTENT_PAGES_MAX`], as blkback's.
 const PURGE_PAGES: usize = PERSISTENT_PAGES_MAX.div_ceil(20);
 /// How long no page is kept of a guest whose pages were not used again; twice as long each time.
-const PAUSE_US: u64 = UNUSED_US;
+const PAUSE_US: u64 = if cfg!(test) { 1 } else { 1_000_000 };
 const PAUSE_US_MAX: u64 = 64 * PAUSE_US;
 
 /// How a request's pages are reached.
@@ -191,12 +192,7 @@ impl Transfer {
     }
 
     /// Whether all pages of a request stand, and then where.
-    pub fn stand(
-        &mut self,
-        segments: &[Segment],
-        places: &mut Vec<Place>,
-        now_us: u64,
-    ) -> bool {
+    pub fn stand(&mut self, segments: &[Segment], places: &mut Vec<Place>, now_us: u64) -> bool {
         self.persistent && self.standing.find(segments, places, now_us)
     }
 

@@ -91,8 +91,8 @@ impl Front {
         };
         let vbd = VbdId { domid, devid: DEVID };
         let evtchn = open(rig.directory(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-        let (discard, transfer, journaled) = (true, Some(transfer), None);
-        let connect = Ask::Connect { vbd, read_only, discard, ring, transfer, journaled };
+        let (discard, transfer, bounds, journaled) = (true, Some(transfer), None, None);
+        let connect = Ask::Connect { vbd, read_only, discard, ring, transfer, bounds, journaled };
         let answer = control.ask(connect, Some(&evtchn.unwrap()));
         assert_eq!(answer, Answer::Done);
         let entries = ring_entries(abi, ring_pages as usize);

@@ -13,7 +13,7 @@ use super::publish::{self, Identity, OWN_KIND};
 use super::reading;
 use super::status::Status;
 use crate::events::Events;
-use crate::worker::WorkerError;
+use crate::worker::{Offered, WorkerError};
 use crate::xenstore::{Batch, Store, StoreError, Watch};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -361,9 +361,12 @@ impl Actor {
                     };
                     // One that knows no rules would not understand the call.
                     let transfer = disk.transfer().and(identity.transfer);
-                    let discard = identity.discard(&disk.image()).is_some();
+                    let offered = Offered {
+                        discard: identity.discard(&disk.image()).is_some(),
+                        bounds: identity.offer.bounds(),
+                    };
                     let outcome =
-                        disk.connect(id, ring, identity.read_only, discard, transfer, how).await;
+                        disk.connect(id, ring, identity.read_only, offered, transfer, how).await;
                     if let Err(WorkerError::Deadline { .. }) = outcome {
                         // It may yet have done it.
                         let_go(&*disk, id).await;

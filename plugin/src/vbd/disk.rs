@@ -4,7 +4,7 @@
 
 use crate::vdi::registry::Holder;
 use crate::vdi::{Registry, VdiId};
-use crate::worker::{WorkerError, WorkerHandle, WorkerNews};
+use crate::worker::{Offered, WorkerError, WorkerHandle, WorkerNews};
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::future::Future;
@@ -42,14 +42,14 @@ pub trait Disk: Debug + Send + Sync {
     fn transfer(&self) -> Option<TransferRule>;
     /// The rings that it serves.
     fn connected(&self) -> Answer<'_, Vec<Connected>>;
-    /// Has it serve a ring; with `discard` only if its image has that, by a rule only if it knows
+    /// Has it serve a ring; with discards only if its image has that, by a rule only if it knows
     /// rules.
     fn connect(
         &self,
         vbd: VbdId,
         ring: RingParameters,
         read_only: bool,
-        discard: bool,
+        offered: Offered,
         transfer: Option<TransferRule>,
         how: Journaled,
     ) -> Answer<'_, ()>;
@@ -178,11 +178,11 @@ impl Disk for WorkerHandle {
         vbd: VbdId,
         ring: RingParameters,
         read_only: bool,
-        discard: bool,
+        offered: Offered,
         transfer: Option<TransferRule>,
         how: Journaled,
     ) -> Answer<'_, ()> {
-        Box::pin(self.connect(vbd, ring, read_only, discard, transfer, how))
+        Box::pin(self.connect(vbd, ring, read_only, offered, transfer, how))
     }
 
     fn disconnect(&self, vbd: VbdId) -> Answer<'_, ()> {

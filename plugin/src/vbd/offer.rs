@@ -4,7 +4,7 @@
 
 use super::frontend::RING_PAGE_ORDER_MAX;
 use serde::Deserialize;
-use zerotap_rpc_schema::worker::{Discard, ImageInfo, QUEUES_MAX};
+use zerotap_rpc_schema::worker::{Bounds, Discard, ImageInfo, QUEUES_MAX};
 
 /// Segments of an indirect request, as blkback has them.
 const INDIRECT_SEGMENTS_MAX: u32 = 256;
@@ -67,6 +67,14 @@ impl Offer {
     #[must_use]
     pub fn discard(&self, image: &ImageInfo) -> Option<Discard> {
         image.discard.filter(|_| self.discard)
+    }
+
+    /// What the worker is to refuse beside that.
+    #[must_use]
+    pub fn bounds(&self) -> Option<Bounds> {
+        let Offer { barrier, indirect_segments_max, .. } = *self;
+        let all = barrier && indirect_segments_max == INDIRECT_SEGMENTS_MAX;
+        (!all).then_some(Bounds { barrier, indirect_segments_max })
     }
 
     /// How long the sectors are, bytes, that a guest is told of. What was made on sectors of one

@@ -257,6 +257,7 @@ mod tests {
             queues_max: 1,
             ring_page_order_max: 2,
             indirect_segments_max: 0,
+            large_sectors: true,
         };
         let keys = written_of("qdisk", &Publication::Offers(worker(8)), false, offer.clone());
         let wanted =

@@ -29,8 +29,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use zerotap_rpc_schema::engine::EngineChoice;
 use zerotap_rpc_schema::worker::{
-    Answer, Ask, Connected, ImageInfo, Journaled, NbdCounters, RingParameters, TransferRule,
-    VbdCounters, VbdId,
+    Answer, Ask, Bounds, Connected, ImageInfo, Journaled, NbdCounters, RingParameters,
+    TransferRule, VbdCounters, VbdId,
 };
 
 /// How long a worker may take to end once it has said that it will.
@@ -40,6 +40,8 @@ const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The protocol that journals came with.
 const JOURNALS_SINCE: u32 = 2;
+/// The protocol that has bounds.
+const BOUNDS_SINCE: u32 = 3;
 
 /// What a worker says of itself.
 #[derive(Debug, Clone)]
@@ -105,6 +107,15 @@ impl Hello {
             protocol,
         })
     }
+}
+
+/// What a guest was offered, as far as its worker goes by it.
+#[derive(Debug, Clone, Copy)]
+pub struct Offered {
+    /// Discards.
+    pub discard: bool,
+    /// Less than the worker can, if it is less.
+    pub bounds: Option<Bounds>,
 }
 
 /// What a worker has counted since it started.
@@ -286,7 +297,7 @@ impl WorkerHandle {
         vbd: VbdId,
         ring: RingParameters,
         read_only: bool,
-        discard: bool,
+        offered: Offered,
         transfer: Option<TransferRule>,
         how: Journaled,
     ) -> Result<(), WorkerError> {
@@ -307,7 +318,10 @@ impl WorkerHandle {
                 return Err(WorkerError::Refused(text));
             }
         }
-        let ask = Ask::Connect { vbd, read_only, discard, ring, transfer, journaled };
+        let Offered { discard, bounds } = offered;
+        // One that does not know them takes more than was offered, as it always did.
+        let bounds = bounds.filter(|_| self.0.hello.protocol >= BOUNDS_SINCE);
+        let ask = Ask::Connect { vbd, read_only, discard, ring, transfer, bounds, journaled };
         self.0.client.done("connect", ask, descriptors, CONNECT_DEADLINE).await
     }
 

@@ -9,8 +9,7 @@ use serde_json::Value;
 
 use super::PAIRS;
 use super::figure::{
-    Figure, FULL_RSS, FULL_RSS_LIMIT_MIB, RING, RING_CPU, RING_CPU_LIMIT_US, RING_LIMIT,
-    TWO_QUEUES,
+    FULL_RSS, FULL_RSS_LIMIT_MIB, Figure, RING, RING_CPU, RING_CPU_LIMIT_US, RING_LIMIT, TWO_QUEUES,
 };
 use crate::process;
 use crate::sim_host::SimHost;

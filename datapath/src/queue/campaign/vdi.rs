@@ -19,7 +19,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use zerotap_rpc_schema::worker::{
-    Abi, Discard, ImageInfo, Journaled, TransferRule, VbdId, journal_bytes,
+    Abi, Bounds, Discard, ImageInfo, Journaled, TransferRule, VbdId, journal_bytes,
 };
 
 const QUEUES_MAX: u32 = 2;
@@ -172,6 +172,7 @@ impl Vdi {
                 persistent: self.persistent,
                 read_only: false,
                 discard: true,
+                bounds: Bounds::default(),
                 rule: self.rule,
                 network: self.network,
                 budget: Arc::clone(&self.budget),

@@ -6,8 +6,13 @@ use proptest::prelude::*;
 use zerotap_rpc_schema::worker::Abi;
 
 const UNITS: Discard = Discard { granularity_bytes: 4096, alignment_bytes: 1024 };
-const DISK: Limits =
-    Limits { sectors: 1000, read_only: false, discard: Some(UNITS) };
+const DISK: Limits = Limits {
+    sectors: 1000,
+    read_only: false,
+    barrier: true,
+    indirect_segments_max: 256,
+    discard: Some(UNITS),
+};
 const FULL: Segment = Segment { gref: 1, first: 0, last: 7 };
 
 fn direct_request(operation: u8, segment_count: u8, sector: u64) -> Descriptor {
@@ -41,6 +46,10 @@ fn flushes_and_barriers_may_be_empty() {
     assert!(plan.barrier && plan.flush_before && !plan.flush_after);
     let (plan, _) = judge_all(&direct_request(OP_WRITE_BARRIER, 1, 0), &DISK).unwrap();
     assert!(plan.barrier && plan.flush_before && plan.flush_after);
+    let without = Limits { barrier: false, ..DISK };
+    let refused = judge_all(&direct_request(OP_WRITE_BARRIER, 1, 0), &without).unwrap_err();
+    assert_eq!(refused, Refusal::Unsupported);
+    assert!(judge_all(&direct_request(OP_FLUSH_DISKCACHE, 0, 0), &without).is_ok());
 }
 
 #[test]
@@ -89,6 +98,14 @@ fn indirect_requests_are_bounded() {
     assert_eq!(request(OP_READ, 257).unwrap_err(), Refusal::SegmentCount);
     assert_eq!(request(OP_READ, 0).unwrap_err(), Refusal::SegmentCount);
     assert_eq!(request(OP_FLUSH_DISKCACHE, 1).unwrap_err(), Refusal::IndirectOperation);
+    let bounded = |most, segment_count| {
+        let disk = Limits { indirect_segments_max: most, ..DISK };
+        let grefs = [1; INDIRECT_PAGES_MAX];
+        let body = Body::Indirect { operation: OP_READ, segment_count, sector: 0, grefs };
+        judge(&Descriptor { id: 1, operation: OP_INDIRECT, body }, &disk).map(drop)
+    };
+    assert_eq!((bounded(32, 32), bounded(32, 33)), (Ok(()), Err(Refusal::SegmentCount)));
+    assert_eq!(bounded(0, 1), Err(Refusal::Unsupported), "they were not offered at all");
     assert_eq!((indirect_pages(1), indirect_pages(512), indirect_pages(513)), (1, 1, 2));
 }
 

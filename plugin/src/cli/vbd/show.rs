@@ -254,7 +254,7 @@ pub(in crate::cli::vbd) mod tests {
                 sectors: 1 << 19,
                 sector_bytes: 512,
                 physical_sector_bytes: 4096,
-            emulated_sector_bytes: None,
+                emulated_sector_bytes: None,
                 memory_align_bytes: 512,
                 discard: Some(Discard { granularity_bytes: 4096, alignment_bytes: 0 }),
             }),

@@ -18,7 +18,7 @@ fn worker() -> Worker {
         sectors: 2048,
         sector_bytes: 512,
         physical_sector_bytes: 4096,
-            emulated_sector_bytes: None,
+        emulated_sector_bytes: None,
         memory_align_bytes: 512,
         discard: None,
     };

@@ -2,7 +2,7 @@
 
 use super::super::disk::{Answer, Disk, Disks};
 use crate::vdi::VdiId;
-use crate::worker::WorkerError;
+use crate::worker::{Offered, WorkerError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
@@ -145,14 +145,14 @@ impl Disk for PretendedDisk {
         vbd: VbdId,
         ring: RingParameters,
         read_only: bool,
-        discard: bool,
+        offered: Offered,
         _transfer: Option<TransferRule>,
         how: Journaled,
     ) -> Answer<'_, ()> {
         Box::pin(async move {
             tokio::time::sleep(std::time::Duration::from_millis(1)).await;
             self.check()?;
-            assert!(!(read_only && discard), "who may not write may not discard");
+            assert!(!(read_only && offered.discard), "who may not write may not discard");
             self.calls.lock().unwrap().push(format!("connect {vbd} {}", ring.queues[0].port));
             if let Some(text) = self.refuse.lock().unwrap().clone() {
                 return Err(WorkerError::Refused(text));

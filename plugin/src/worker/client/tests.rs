@@ -72,8 +72,8 @@ async fn a_descriptor_goes_with_the_first_byte_of_its_line() {
     let queues = vec![QueueParameters { ring_refs: vec![8; 16], port: 1 }];
     let ring = RingParameters { queues, protocol: Abi::X86_64, persistent: true };
     let vbd = VbdId { domid: 1, devid: 51712 };
-    let (read_only, discard, transfer, journaled) = (false, false, None, None);
-    let connect = Ask::Connect { vbd, read_only, discard, ring, transfer, journaled };
+    let (read_only, discard, transfer, bounds, journaled) = (false, false, None, None, None);
+    let connect = Ask::Connect { vbd, read_only, discard, ring, transfer, bounds, journaled };
     let descriptor = std::fs::File::open("/dev/null").expect("it is there").into();
     client.done("connect", connect, vec![descriptor], SOON).await.expect("done");
 }
