@@ -214,6 +214,7 @@ fn on_xen() -> Result<bool> {
         dom0_script: include_str!("../xen/demo/demo.dom0.sh").to_owned(),
         guest_script: include_str!("../xen/demo/demo.guest.sh").to_owned(),
         vcpus: 1,
+        keeps_grants: true,
         limit: Duration::from_secs(300),
     };
     let ended = boot.run()?;

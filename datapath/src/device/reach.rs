@@ -11,9 +11,6 @@ use crate::xen::{Access, GRANTS_PER_MAP_MAX, Towards};
 /// Every so many sweeps the dearer way is taken, to know what it costs by now. Powers of two are
 /// too: at first all that is known is what it cost elsewhere.
 const PROBE_SWEEPS: u64 = 1024;
-/// Copies of data have not been seen to work on a real grant device yet: until then they are made
-/// where nothing else will do, and where an administrator asks for them.
-const BY_COST: bool = false;
 
 impl Device {
     /// Reaches the pages of the batch. Requests whose pages the guest does not grant end with an
@@ -84,7 +81,6 @@ impl Device {
             network: self.network,
             room: true,
             sweep_pages,
-            by_cost: BY_COST,
             probe,
         };
         let mut way = choose(&facts, self.transfer.costs());

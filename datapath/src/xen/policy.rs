@@ -44,8 +44,6 @@ pub struct Facts {
     pub room: bool,
     /// Pages of all requests of the sweep that do not stand: they would share the map calls.
     pub sweep_pages: u32,
-    /// Whether cost decides where both may be done; if not, what may be mapped is.
-    pub by_cost: bool,
     /// Take what looks dearer, to measure it.
     pub probe: bool,
 }
@@ -66,8 +64,8 @@ pub fn choose(facts: &Facts, costs: &Costs) -> Way {
         TransferRule::Copy => return Way::Copy,
         _ if facts.stands => return Way::Standing,
         _ if facts.network || !facts.direct || !facts.room => return Way::Copy,
-        TransferRule::Auto if facts.by_cost => {}
-        TransferRule::Auto | TransferRule::Map => return Way::Map,
+        TransferRule::Map => return Way::Map,
+        TransferRule::Auto => {}
     }
     let map = costs.map.of(facts.sweep_pages) < costs.copy.of(facts.sweep_pages);
     if map == facts.probe { Way::Copy } else { Way::Map }
@@ -86,7 +84,6 @@ mod tests {
         network: false,
         room: true,
         sweep_pages: 1,
-        by_cost: true,
         probe: false,
     };
 
@@ -97,7 +94,7 @@ mod tests {
         }
         assert_eq!(choose(&Facts { stands: true, ..LOOSE }, &MEASURED), Way::Standing);
         assert_eq!(choose(&Facts { probe: true, ..LOOSE }, &MEASURED), Way::Map);
-        assert_eq!(choose(&Facts { by_cost: false, ..LOOSE }, &MEASURED), Way::Map);
+        assert_eq!(choose(&Facts { rule: TransferRule::Map, ..LOOSE }, &MEASURED), Way::Map);
     }
 
     #[test]
@@ -124,7 +121,7 @@ mod tests {
         fn no_fact_or_cost_breaks_a_rule_of_safety(
             rule in rule(),
             (stands, direct, network) in any::<(bool, bool, bool)>(),
-            (room, by_cost, probe) in any::<(bool, bool, bool)>(),
+            (room, probe) in any::<(bool, bool)>(),
             sweep_pages in 1u32..100_000,
             measured in prop::collection::vec((any::<bool>(), 1u32..512, any::<u64>()), 0..50),
         ) {
@@ -132,7 +129,7 @@ mod tests {
             for (map, pages, ns) in measured {
                 if map { costs.map.learn(pages, ns) } else { costs.copy.learn(pages, ns) }
             }
-            let facts = Facts { rule, stands, direct, network, room, sweep_pages, by_cost, probe };
+            let facts = Facts { rule, stands, direct, network, room, sweep_pages, probe };
             let way = choose(&facts, &costs);
             // Nothing of a guest is mapped where the administrator forbids it, ...
             prop_assert!(rule != TransferRule::Copy || way == Way::Copy);

@@ -99,6 +99,31 @@ pub(crate) const XEN_WRITE_128K: Target =
     target("xen write 128k QD8", "MiB/s", BLKBACK, Bound::AtLeast(1.0));
 pub(crate) const XEN_CPU_WRITE_128K: Target =
     target("xen write 128k QD8 dom0 CPU", "us/IO", BLKBACK, Bound::AtMost(1.3));
+pub(crate) const XEN1_4K_QD32: Target =
+    target("xen 1 CPU randread 4k QD32", "IOPS", BLKBACK, Bound::AtLeast(0.95));
+pub(crate) const XEN1_CPU_QD32: Target =
+    target("xen 1 CPU randread 4k QD32 dom0 CPU", "us/IO", BLKBACK, Bound::AtMost(1.3));
+pub(crate) const XEN1_4K_QD1: Target =
+    target("xen 1 CPU randread 4k QD1", "IOPS", BLKBACK, Bound::AtLeast(0.8));
+pub(crate) const XEN1_CPU_QD1: Target =
+    target("xen 1 CPU randread 4k QD1 dom0 CPU", "us/IO", BLKBACK, Bound::AtMost(2.0));
+pub(crate) const XEN1_128K: Target =
+    target("xen 1 CPU read 128k QD8", "MiB/s", BLKBACK, Bound::AtLeast(1.0));
+pub(crate) const XEN1_CPU_128K: Target =
+    target("xen 1 CPU read 128k QD8 dom0 CPU", "us/IO", BLKBACK, Bound::AtMost(1.3));
+/// Of a guest that keeps no grants: each request's pages are copied or mapped.
+pub(crate) const LOOSE_4K_QD32: Target =
+    target("xen loose randread 4k QD32", "IOPS", BLKBACK, Bound::AtLeast(0.9));
+pub(crate) const LOOSE_CPU_QD32: Target =
+    target("xen loose randread 4k QD32 dom0 CPU", "us/IO", BLKBACK, Bound::Shown);
+pub(crate) const LOOSE_4K_QD1: Target =
+    target("xen loose randread 4k QD1", "IOPS", BLKBACK, Bound::AtLeast(0.9));
+pub(crate) const LOOSE_CPU_QD1: Target =
+    target("xen loose randread 4k QD1 dom0 CPU", "us/IO", BLKBACK, Bound::Shown);
+pub(crate) const LOOSE_128K: Target =
+    target("xen loose read 128k QD8", "MiB/s", BLKBACK, Bound::AtLeast(0.9));
+pub(crate) const LOOSE_CPU_128K: Target =
+    target("xen loose read 128k QD8 dom0 CPU", "us/IO", BLKBACK, Bound::Shown);
 pub(crate) const NBD_4K: Target = target("nbd read 4k QD32", "IOPS", QEMU_NBD, Bound::AtLeast(2.0));
 pub(crate) const NBD_COPY: Target =
     target("nbdcopy of the whole disk", "MiB/s", QEMU_NBD, Bound::AtLeast(1.0));

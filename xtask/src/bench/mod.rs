@@ -33,6 +33,10 @@ pub(crate) enum Part {
     Nbd,
     /// Real Xen, beside blkback on the same RAM disk.
     Xen,
+    /// The same with a guest of one CPU.
+    XenOneCpu,
+    /// The same with a guest that keeps no grants.
+    XenLoose,
 }
 
 type Measure = fn() -> Result<Vec<Figure>>;
@@ -43,6 +47,8 @@ const PARTS: &[(Part, Measure)] = &[
     (Part::Rpc, rpc::measure),
     (Part::Nbd, nbd::measure),
     (Part::Xen, xen::measure),
+    (Part::XenOneCpu, xen::measure_one_cpu),
+    (Part::XenLoose, xen::measure_loose),
 ];
 
 #[derive(clap::Args)]

@@ -6,8 +6,10 @@ use anyhow::{Context, Result, ensure};
 
 use super::PAIRS;
 use super::figure::{
-    Figure, Target, XEN_1M, XEN_4K_QD1, XEN_4K_QD32, XEN_128K, XEN_CPU_1M, XEN_CPU_128K,
-    XEN_CPU_QD1, XEN_CPU_QD32, XEN_CPU_WRITE_4K, XEN_CPU_WRITE_128K, XEN_WRITE_4K, XEN_WRITE_128K,
+    Figure, LOOSE_4K_QD1, LOOSE_4K_QD32, LOOSE_128K, LOOSE_CPU_128K, LOOSE_CPU_QD1, LOOSE_CPU_QD32,
+    Target, XEN_1M, XEN_4K_QD1, XEN_4K_QD32, XEN_128K, XEN_CPU_1M, XEN_CPU_128K, XEN_CPU_QD1,
+    XEN_CPU_QD32, XEN_CPU_WRITE_4K, XEN_CPU_WRITE_128K, XEN_WRITE_4K, XEN_WRITE_128K, XEN1_4K_QD1,
+    XEN1_4K_QD32, XEN1_128K, XEN1_CPU_128K, XEN1_CPU_QD1, XEN1_CPU_QD32,
 };
 use crate::xen::{Backend, Boot, Guest, Outcome};
 
@@ -18,29 +20,54 @@ const LIMIT: Duration = Duration::from_secs(1200);
 const THEIRS: &str = "xvda";
 const OURS: &str = "xvdb";
 
-/// What a job's report is good for.
+/// fio's pattern, KiB a request and depth.
+type Pattern = (&'static str, u32, u32);
+
+const READ_4K_QD32: Pattern = ("randread", 4, 32);
+const READ_4K_QD1: Pattern = ("randread", 4, 1);
+const READ_128K: Pattern = ("read", 128, 8);
+
+/// A job, and what its report is good for.
 struct Job {
-    name: &'static str,
+    pattern: Pattern,
     speed: &'static Target,
     value: fn(&Run) -> f64,
     cpu: &'static Target,
 }
 
 const JOBS: &[Job] = &[
-    iops("4k-qd32", &XEN_4K_QD32, &XEN_CPU_QD32),
-    iops("4k-qd1", &XEN_4K_QD1, &XEN_CPU_QD1),
-    iops("w4k-qd32", &XEN_WRITE_4K, &XEN_CPU_WRITE_4K),
-    mib("128k-qd8", &XEN_128K, &XEN_CPU_128K),
-    mib("w128k-qd8", &XEN_WRITE_128K, &XEN_CPU_WRITE_128K),
-    mib("1m-qd4", &XEN_1M, &XEN_CPU_1M),
+    iops(READ_4K_QD32, &XEN_4K_QD32, &XEN_CPU_QD32),
+    iops(READ_4K_QD1, &XEN_4K_QD1, &XEN_CPU_QD1),
+    iops(("randwrite", 4, 32), &XEN_WRITE_4K, &XEN_CPU_WRITE_4K),
+    mib(READ_128K, &XEN_128K, &XEN_CPU_128K),
+    mib(("write", 128, 8), &XEN_WRITE_128K, &XEN_CPU_WRITE_128K),
+    mib(("read", 1024, 4), &XEN_1M, &XEN_CPU_1M),
+];
+const JOBS_ONE_CPU: &[Job] = &[
+    iops(READ_4K_QD32, &XEN1_4K_QD32, &XEN1_CPU_QD32),
+    iops(READ_4K_QD1, &XEN1_4K_QD1, &XEN1_CPU_QD1),
+    mib(READ_128K, &XEN1_128K, &XEN1_CPU_128K),
+];
+const JOBS_LOOSE: &[Job] = &[
+    iops(READ_4K_QD32, &LOOSE_4K_QD32, &LOOSE_CPU_QD32),
+    iops(READ_4K_QD1, &LOOSE_4K_QD1, &LOOSE_CPU_QD1),
+    mib(READ_128K, &LOOSE_128K, &LOOSE_CPU_128K),
 ];
 
-const fn iops(name: &'static str, speed: &'static Target, cpu: &'static Target) -> Job {
-    Job { name, speed, value: |run| run.iops, cpu }
+const fn iops(pattern: Pattern, speed: &'static Target, cpu: &'static Target) -> Job {
+    Job { pattern, speed, value: |run| run.iops, cpu }
 }
 
-const fn mib(name: &'static str, speed: &'static Target, cpu: &'static Target) -> Job {
-    Job { name, speed, value: |run| run.mib, cpu }
+const fn mib(pattern: Pattern, speed: &'static Target, cpu: &'static Target) -> Job {
+    Job { pattern, speed, value: |run| run.mib, cpu }
+}
+
+impl Job {
+    /// One word, which the guest takes apart.
+    fn name(&self) -> String {
+        let (pattern, kib, depth) = self.pattern;
+        format!("{pattern}:{kib}:{depth}")
+    }
 }
 
 /// One run of one job on one disk.
@@ -54,19 +81,34 @@ struct Run {
 }
 
 pub(crate) fn measure() -> Result<Vec<Figure>> {
+    boot(JOBS, 2, true)
+}
+
+pub(crate) fn measure_one_cpu() -> Result<Vec<Figure>> {
+    boot(JOBS_ONE_CPU, 1, true)
+}
+
+pub(crate) fn measure_loose() -> Result<Vec<Figure>> {
+    boot(JOBS_LOOSE, 2, false)
+}
+
+fn boot(jobs: &[Job], vcpus: u8, keeps_grants: bool) -> Result<Vec<Figure>> {
+    let names: Vec<String> = jobs.iter().map(Job::name).collect();
     let boot = Boot {
         guest: Guest::Pv,
         backend: Backend::Zerotap,
         dom0_script: format!(
             "ROUNDS={PAIRS} JOBS={}\n{}",
-            JOBS.len(),
+            jobs.len(),
             include_str!("../../xen/bench/bench.dom0.sh")
         ),
         guest_script: format!(
-            "ROUNDS={PAIRS} SECONDS_EACH={RUN_SECONDS}\n{}",
+            "ROUNDS={PAIRS} SECONDS_EACH={RUN_SECONDS} JOBS='{}'\n{}",
+            names.join(" "),
             include_str!("../../xen/bench/bench.guest.sh")
         ),
-        vcpus: 2,
+        vcpus,
+        keeps_grants,
         limit: LIMIT,
     };
     let ended = boot.run()?;
@@ -74,9 +116,10 @@ pub(crate) fn measure() -> Result<Vec<Figure>> {
     let runs =
         ended.report.lines().filter_map(parse).collect::<Result<Vec<_>>>().context("the report")?;
     let mut figures = Vec::new();
-    for job in JOBS {
-        figures.push(Figure::from_pairs(job.speed, &pairs(&runs, job.name, job.value)));
-        figures.push(Figure::from_pairs(job.cpu, &pairs(&runs, job.name, |run| run.cpu_us)));
+    for job in jobs {
+        let name = job.name();
+        figures.push(Figure::from_pairs(job.speed, &pairs(&runs, &name, job.value)));
+        figures.push(Figure::from_pairs(job.cpu, &pairs(&runs, &name, |run| run.cpu_us)));
     }
     Ok(figures)
 }

@@ -109,6 +109,8 @@ pub(crate) struct Boot {
     pub(crate) dom0_script: String,
     pub(crate) guest_script: String,
     pub(crate) vcpus: u8,
+    /// Whether the guest's front end offers to keep its grants, as it does unless told otherwise.
+    pub(crate) keeps_grants: bool,
     pub(crate) limit: Duration,
 }
 
@@ -130,6 +132,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         dom0_script: script(&options.dom0_script, scenario::DISK.dom0)?,
         guest_script: script(&options.guest_script, scenario::DISK.guest)?,
         vcpus: options.vcpus,
+        keeps_grants: true,
         limit: Duration::from_secs(options.timeout),
     };
     let ended = if options.no_build { boot.run_as_built()? } else { boot.run()? };

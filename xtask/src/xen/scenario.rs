@@ -35,9 +35,10 @@ pub(crate) struct Trial {
 /// PVH guests get a boot for each part: QEMU's nested SVM may break one at any time, and the less a
 /// boot does, the more often it comes to its end.
 pub(crate) const TRIALS: &[Trial] = &[
-    Trial { name: "xen pv", guest: Guest::Pv, parts: "data plug grow" },
+    Trial { name: "xen pv", guest: Guest::Pv, parts: "data plug grow kill" },
     Trial { name: "xen pvh data", guest: Guest::Pvh, parts: "data" },
     Trial { name: "xen pvh plug", guest: Guest::Pvh, parts: "plug" },
+    Trial { name: "xen pvh kill", guest: Guest::Pvh, parts: "kill" },
 ];
 
 impl Trial {
@@ -49,6 +50,7 @@ impl Trial {
             dom0_script: format!("PARTS='{}'\n{}", self.parts, LIFE.dom0),
             guest_script: LIFE.guest.to_owned(),
             vcpus: 1,
+            keeps_grants: true,
             limit: LIMIT,
         }
     }

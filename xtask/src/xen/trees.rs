@@ -61,7 +61,12 @@ fn guest(boot: &Boot, programs: &Programs) -> Result<Tree> {
     for name in &modules {
         module(&mut tree, debian, name)?;
     }
-    tree.text("etc/modules", modules.join("\n"));
+    let mut loaded = modules.join("\n");
+    if !boot.keeps_grants {
+        // Behind the last module, which is blkfront: init hands it on.
+        loaded.push_str(" feature_persistent=0");
+    }
+    tree.text("etc/modules", loaded);
     tree.script("init", include_str!("../../xen/guest/init.sh"));
     tree.text("lib/guest.sh", include_str!("../../xen/guest/lib.sh"));
     tree.text("script.sh", boot.guest_script.clone());

@@ -11,7 +11,9 @@ mkdir -p /dev/shm
 mount -t tmpfs shm /dev/shm
 PHASE=$(sed 's/.*phase=\([a-z0-9]*\).*/\1/' /proc/cmdline)
 # The last to load is blkfront: it waits for disks whose back end does not answer, up to five minutes.
-while read -r module || [ -n "$module" ]; do insmod "/mod/$module.ko"; done </etc/modules
+while read -r module parameters || [ -n "$module" ]; do
+  insmod "/mod/$module.ko" $parameters
+done </etc/modules
 . /lib/guest.sh
 (. /script.sh)
 status=$?

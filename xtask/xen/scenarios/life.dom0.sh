@@ -79,6 +79,48 @@ part_grow() {
   disk_unplug $id xvdd && [ "$(stat -c %s "$(disk_data xvdd)")" = $((48 << 20)) ]
 }
 
+# Workers are killed, and replaced by their own program, under verified I/O. KILLS of each are wanted.
+part_kill() {
+  local id worker n=0
+  [ "$BACKEND" = zerotap ] || return 0
+  id=$(guest_define kill) && disk_plug $id xvda 64M && guest_start || return 1
+  guest_await busy 300 || return 1
+  while [ $n -lt ${KILLS:-3} ]; do
+    n=$((n + 1))
+    worker=$(serving $id) || return 1
+    step "kill $n, of worker $worker"
+    kill -KILL $worker && within 120 another_serves $id $worker || { disk_show $id xvda; return 1; }
+    worker=$(serving $id) || return 1
+    step "upgrade $n, of worker $worker"
+    zerotap worker upgrade --all && within 120 another_serves $id $worker || { disk_show $id xvda; return 1; }
+    [ ! -e /proc/$worker ] || { echo "dom0: worker $worker was upgraded, and is still there"; return 1; }
+  done
+  guest_tell enough
+  disk_show $id xvda
+  guest_wait 300 || return 1
+  disk_unplug $id xvda
+}
+
+# serving DOMID: the process that serves xvda, once it has served for a while: who dies sooner is tried
+# ever more seldom.
+serving() {
+  local before
+  before=$(writes $1)
+  within 120 writes_more $1 "$before" && sleep 2 && pidof zerotap-datapath
+}
+
+# another_serves DOMID PROCESS: whether one process serves, which is not PROCESS.
+another_serves() {
+  local now before
+  now=$(pidof zerotap-datapath) && [ "$now" != "$2" ] && [ "${now#* }" = "$now" ] || return 1
+  before=$(writes $1)
+  within 30 writes_more $1 "$before"
+}
+
+# writes DOMID: how many writes the serving worker has answered. A new worker counts from zero.
+writes() { zerotap vbd show --domid $1 --device xvda --interval 0 --json | grep -m 1 '"writes"'; }
+writes_more() { local now; now=$(writes $1) && [ -n "$now" ] && [ "$now" != "$2" ]; }
+
 # plug_misleading DOMID DEVICE SIZE: a read-only disk whose guest does not know. Linux's front end reads
 # `info` once, when the back end has connected; both are held still while the flag is taken out.
 plug_misleading() {

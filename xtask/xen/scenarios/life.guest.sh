@@ -97,6 +97,20 @@ phase_grow() {
   ! grep 'io_u error' /tmp/busy.out
 }
 
+# Writes and reads back until dom0 says that it is enough; an error is the end.
+phase_kill() {
+  local rounds=0
+  disk_present xvda || return 1
+  tell busy
+  while ! xenstore-read data/to-guest/enough >/dev/null 2>&1 || [ $rounds = 0 ]; do
+    verify xvda 4M || { echo "round $rounds: I/O failed, or bytes are not what was written"; return 1; }
+    rounds=$((rounds + 1))
+  done
+  step "$rounds rounds were verified"
+  dmesg | grep -i 'i/o error' && return 1
+  return 0
+}
+
 has_mebibytes() { [ "$(cat "/sys/block/$1/size")" = $(($2 * 2048)) ]; }
 wrote_some() { [ "$(awk '{print $5}' "/sys/block/$1/stat")" -gt 100 ]; }
 ended() { ! kill -0 "$1"; }
