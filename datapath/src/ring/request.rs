@@ -154,6 +154,8 @@ fn direct(operation: u8, count: usize, sector: u64, limits: &Limits) -> Result<P
         (OP_READ, _) => Transfer::Read,
         _ => Transfer::Write,
     };
+    // Nobody checks where nothing is moved: it goes no further.
+    let sector = if count == 0 { 0 } else { sector };
     let barrier = operation == OP_WRITE_BARRIER;
     let flush_before = matches!(operation, OP_FLUSH_DISKCACHE | OP_WRITE_BARRIER);
     let flush_after = barrier && transfer == Transfer::Write;

@@ -42,6 +42,7 @@ fn a_read_and_a_write_pass() {
 fn flushes_and_barriers_may_be_empty() {
     let (plan, bytes) = judge_all(&direct_request(OP_FLUSH_DISKCACHE, 0, u64::MAX), &DISK).unwrap();
     assert_eq!((plan.flush_before, plan.transfer, bytes), (true, Transfer::None, 0));
+    assert_eq!(plan.sector, 0, "a number that nobody has checked goes no further");
     let (plan, _) = judge_all(&direct_request(OP_WRITE_BARRIER, 0, 0), &DISK).unwrap();
     assert!(plan.barrier && plan.flush_before && !plan.flush_after);
     let (plan, _) = judge_all(&direct_request(OP_WRITE_BARRIER, 1, 0), &DISK).unwrap();
