@@ -17,7 +17,7 @@ impl Device {
     /// error; those that find no room for a copy leave the batch and wait.
     pub(super) fn reach_pages(&mut self) {
         let (calls, before_us) = (self.transfer.calls(), self.now_us);
-        if self.transfer.wants_room(self.now_us) && !self.network {
+        if self.transfer.wants_room(self.now_us) {
             self.make_room();
         }
         self.transfer.finish_standing(self.now_us);
@@ -50,8 +50,9 @@ impl Device {
     /// its request was answered long ago, and is not unmapped before the guest goes.
     fn make_room(&mut self) {
         let in_flight = self.slots.iter().filter(|slot| slot.token.is_some());
-        let oldest_us = in_flight.map(|slot| slot.found_us).min();
-        self.transfer.purge(oldest_us.unwrap_or(u64::MAX), self.now_us);
+        let oldest_us = in_flight.map(|slot| slot.found_us).min().unwrap_or(u64::MAX);
+        let in_use_us = if self.network { 0 } else { oldest_us };
+        self.transfer.purge(in_use_us, self.now_us);
     }
 
     /// Sees which requests' pages all stand; answers how many pages the others of the batch have.

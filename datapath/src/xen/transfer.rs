@@ -141,7 +141,8 @@ impl Transfer {
 
     /// The same for one page.
     pub fn want_page(&mut self, gref: u32, now_us: u64) {
-        let never = !self.persistent || gref as usize >= GREFS_MAX;
+        // Where there was no room, nobody asks for each page again: that takes a lock.
+        let never = !self.persistent || gref as usize >= GREFS_MAX || self.short;
         if never || self.standing.get(gref).is_some() || now_us < self.paused_until_us {
             return;
         }
@@ -202,10 +203,10 @@ impl Transfer {
         self.short && now_us >= self.purged_us + PURGE_INTERVAL_US
     }
 
-    /// Makes room for pages that found none, by giving up those that have gone unused for longest.
-    /// No page is given up that was used at `in_use_us` or later: the oldest request in flight that
-    /// uses standing pages began then. A guest that never uses its pages again gets none kept for a
-    /// while: they would only take the room of others.
+    /// Makes room for pages that found none, by giving up those that have gone unused for longest;
+    /// then pages are looked for anew. None is given up that was used at `in_use_us` or later: the
+    /// oldest request in flight began then. A guest that never uses its pages again gets none kept
+    /// for a while: they would only take the room of others.
     pub fn purge(&mut self, in_use_us: u64, now_us: u64) {
         self.short = false;
         self.purged_us = now_us;
