@@ -15,12 +15,13 @@ use zerotap_datapath::worker::{Given, Worker};
 use zerotap_datapath::xen::Host;
 use zerotap_datapath::xen::budget::Budget;
 use zerotap_rpc_schema::engine::EngineSetting;
+use zerotap_rpc_schema::space::NoSpace;
 use zerotap_rpc_schema::worker::{Discard, TransferRule};
 
 const USAGE: &str = "zerotap-datapath is started by zerotap, with descriptors it inherits:
   zerotap-datapath --id ID --host xen|sim [--user UID] [--engine auto|io_uring|aio] [--read-only] \
-  [--network] [--transfer auto|map|copy] [--discard UNIT:START] --listener-fd N --image-fd N \
-  --gntdev-fd N [--budget-fd N] [--nbd-fd N --nbd-name NAME]
+  [--network] [--transfer auto|map|copy] [--no-space pause|error] [--discard UNIT:START] \
+  --listener-fd N --image-fd N --gntdev-fd N [--budget-fd N] [--nbd-fd N --nbd-name NAME]
   zerotap-datapath --probe-engine auto|io_uring|aio";
 
 /// The command line, as the daemon writes it.
@@ -33,6 +34,7 @@ struct Arguments {
     read_only: bool,
     network: bool,
     transfer: Option<TransferRule>,
+    no_space: Option<NoSpace>,
     discard: Option<Discard>,
     listener: Option<OwnedFd>,
     image: Option<OwnedFd>,
@@ -107,6 +109,8 @@ fn serve(arguments: Arguments) -> Result<(), String> {
         host,
         read_only: arguments.read_only,
         network: arguments.network,
+        // An older daemon knows of none that wait.
+        no_space: arguments.no_space.unwrap_or(NoSpace::Error),
         budget: match arguments.budget {
             Some(file) => Budget::new(file).map_err(|errno| format!("--budget-fd: {errno}"))?,
             None => Budget::unlimited(),
@@ -151,6 +155,10 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
                 let rule: Result<TransferRule, _> = value.parse();
                 arguments.transfer =
                     Some(rule.map_err(|why| format!("--transfer {value}: {why}"))?);
+            }
+            "--no-space" => {
+                let way: Result<NoSpace, _> = value.parse();
+                arguments.no_space = Some(way.map_err(|why| format!("--no-space {value}: {why}"))?);
             }
             "--discard" => arguments.discard = Some(parse_units(&value)?),
             "--listener-fd" => arguments.listener = Some(descriptor(&word, &value)?),

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
+use timer::Timer;
 use zerotap_rpc_schema::engine::EngineKind;
 use zerotap_rpc_schema::worker::{VbdCounters, VbdId};
 
@@ -22,6 +23,9 @@ const STACK_BYTES: usize = 256 * 1024;
 /// the submission of I/O; then what it told last is as good.
 const TELL_MS_MAX: u64 = 100;
 const MAILBOX: Tag = Tag::Control { connection: 0 };
+const TIMER: Tag = Tag::Control { connection: 1 };
+/// How often it is tried whether there is space for a write that waits for some.
+const SPACE_PAUSE: Duration = Duration::from_secs(1);
 
 /// What a queue is told.
 #[derive(Debug)]
@@ -30,14 +34,24 @@ enum Ask {
     Serve,
     /// Send the counters there.
     Tell(SyncSender<VbdCounters>),
-    /// Take no more requests; end when those taken are answered.
-    Drain,
+    /// Take no more requests; end when those taken are answered, or `leave` what waits for space to
+    /// the next worker.
+    Drain { leave: bool },
+}
+
+/// How a queue ended.
+#[derive(Debug)]
+pub struct LastWords {
+    /// What it counted.
+    pub counters: VbdCounters,
+    /// Whether its journal has what the next worker must answer.
+    pub left: bool,
 }
 
 /// A queue, as the worker's first thread holds it.
 #[derive(Debug)]
 pub struct Queue {
-    thread: JoinHandle<VbdCounters>,
+    thread: JoinHandle<LastWords>,
     asks: Sender<Ask>,
     wake: Arc<OwnedFd>,
     done: Arc<AtomicBool>,
@@ -90,7 +104,7 @@ impl Queue {
                 }
                 Err(problem) => {
                     let _ = connected.send(Err(problem));
-                    VbdCounters::new(vbd)
+                    LastWords { counters: VbdCounters::new(vbd), left: false }
                 }
             }
         });
@@ -104,9 +118,10 @@ impl Queue {
         self.ask(Ask::Serve);
     }
 
-    /// Takes no more requests; the thread ends when those taken are answered.
-    pub fn drain(&self) {
-        self.ask(Ask::Drain);
+    /// Takes no more requests; the thread ends when those taken are answered, or left in the
+    /// journal, where they wait for space and `leave` is set.
+    pub fn drain(&self, leave: bool) {
+        self.ask(Ask::Drain { leave });
     }
 
     /// Whether the thread has ended but for its last instructions.
@@ -122,10 +137,10 @@ impl Queue {
         let _ = self.thread.join();
     }
 
-    /// What it counted, at the end.
+    /// How it ended.
     #[must_use]
-    pub fn last_words(self) -> VbdCounters {
-        self.thread.join().unwrap_or(self.told)
+    pub fn last_words(self) -> LastWords {
+        self.thread.join().unwrap_or(LastWords { counters: self.told, left: false })
     }
 
     /// Asks for the counters; [`Queue::counters`] waits for them. Two steps, so that all queues of
@@ -163,6 +178,7 @@ struct Server {
     engine: Engine,
     inbox: Receiver<Ask>,
     mailbox: Arc<OwnedFd>,
+    timer: Timer,
 }
 
 impl Server {
@@ -177,13 +193,14 @@ impl Server {
         let engine = Engine::new(image.file(), engine).map_err(|problem| problem.to_string())?;
         let device = Device::connect(vbd, ring, image, &mailbox);
         let device = device.map_err(|problem: ConnectFailed| problem.to_string())?;
-        Ok(Server { device, engine, inbox, mailbox })
+        let timer = Timer::new(SPACE_PAUSE).map_err(|errno| format!("make a timer: {errno}"))?;
+        Ok(Server { device, engine, inbox, mailbox, timer })
     }
 
-    /// Serves until drained; answers what it counted.
-    fn run(mut self) -> VbdCounters {
+    /// Serves until drained.
+    fn run(mut self) -> LastWords {
         if !matches!(self.inbox.recv(), Ok(Ask::Serve)) {
-            return self.device.counters();
+            return LastWords { counters: self.device.counters(), left: false };
         }
         self.engine.wait_readable(self.mailbox.as_fd(), MAILBOX);
         let mut completions: Vec<Completion> = Vec::with_capacity(1024);
@@ -200,7 +217,7 @@ impl Server {
         let mut counters = self.device.counters();
         counters.counters.mapped_pages = 0;
         counters.counters.persistent_pages = 0;
-        counters
+        LastWords { counters, left: self.device.has_left() }
     }
 
     /// Attends to what has completed, then to what the ring has.
@@ -213,6 +230,9 @@ impl Server {
         let swept = self.device.sweep(&mut self.engine);
         // Refusals are answered by the sweep itself.
         self.device.flush_answers();
+        if self.device.lacks_space() && self.timer.set() {
+            self.engine.wait_readable(self.timer.as_fd(), TIMER);
+        }
         swept
     }
 
@@ -235,6 +255,10 @@ impl Server {
             Tag::Request { slot } => self.device.on_completion(slot, result, &mut self.engine),
             Tag::Event => self.device.on_event(result),
             MAILBOX => self.obey(),
+            TIMER => {
+                self.timer.expired();
+                self.device.try_for_space();
+            }
             Tag::Control { .. } | Tag::Nbd { .. } | Tag::Cancelled | Tag::None => {}
         }
     }
@@ -251,7 +275,7 @@ impl Server {
                     // Who asked may have given up.
                     let _ = tell.try_send(self.device.counters());
                 }
-                Ask::Drain => self.device.drain(&mut self.engine),
+                Ask::Drain { leave } => self.device.drain(leave, &mut self.engine),
             }
         }
         self.device.unpark(&mut self.engine);
@@ -260,3 +284,4 @@ impl Server {
 
 #[cfg(test)]
 mod campaign;
+mod timer;

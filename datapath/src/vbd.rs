@@ -8,6 +8,7 @@ use crate::xen::budget::Budget;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use zerotap_rpc_schema::engine::EngineKind;
+use zerotap_rpc_schema::space::NoSpace;
 use zerotap_rpc_schema::worker::{
     Bounds, Connected, Journaled, QUEUES_MAX, RingParameters, TransferRule, VbdCounters, VbdId,
 };
@@ -19,6 +20,8 @@ pub struct Common {
     pub host: Host,
     /// The image is reached over a network.
     pub network: bool,
+    /// What becomes of writes that find no space.
+    pub no_space: NoSpace,
     /// What this host lets its workers map.
     pub budget: Arc<Budget>,
     /// The grant device.
@@ -58,6 +61,8 @@ pub struct Vbd {
     queues: Vec<Queue>,
     /// What earlier connections, and queues that have ended, counted.
     past: VbdCounters,
+    /// A queue has left something to the next worker.
+    left: bool,
 }
 
 impl Vbd {
@@ -98,6 +103,7 @@ impl Vbd {
                 bounds,
                 rule,
                 network: common.network,
+                no_space: common.no_space,
                 budget: Arc::clone(&common.budget),
                 journal: journaled.zip(journals.next()),
             };
@@ -112,7 +118,7 @@ impl Vbd {
         queues.iter().for_each(Queue::serve);
         let mut past = past.unwrap_or_else(|| VbdCounters::new(id));
         past.broken = false;
-        Ok(Vbd { id, parameters, queues, past })
+        Ok(Vbd { id, parameters, queues, past, left: false })
     }
 
     /// Which it is.
@@ -121,18 +127,27 @@ impl Vbd {
         self.id
     }
 
-    /// Takes no more requests on any queue.
-    pub fn drain(&self) {
-        self.queues.iter().for_each(Queue::drain);
+    /// Takes no more requests on any queue; with `leave`, what waits for space is left in the
+    /// journals.
+    pub fn drain(&self, leave: bool) {
+        self.queues.iter().for_each(|queue| queue.drain(leave));
     }
 
     /// Takes note of queues that have ended; true when all have, and nothing of the guest is held.
     #[must_use]
     pub fn reap(&mut self) -> bool {
         for queue in self.queues.extract_if(.., |queue| queue.ended()) {
-            self.past.merge(&queue.last_words());
+            let ended = queue.last_words();
+            self.past.merge(&ended.counters);
+            self.left |= ended.left;
         }
         self.queues.is_empty()
+    }
+
+    /// Whether its journals have what the next worker must answer.
+    #[must_use]
+    pub fn has_left(&self) -> bool {
+        self.left
     }
 
     /// What was counted over all queues and connections.

@@ -19,6 +19,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 use zerotap_rpc_schema::engine::EngineChoice;
+use zerotap_rpc_schema::space::NoSpace;
 use zerotap_rpc_schema::worker::{
     Answer, Ask, PROTOCOL, PROTOCOL_OLDEST, QUEUES_MAX, Request, TransferRule, VBDS_MAX,
     VbdCounters, VbdId,
@@ -40,6 +41,8 @@ pub struct Given {
     pub read_only: bool,
     /// The image is reached over a network.
     pub network: bool,
+    /// What becomes of guests' writes that find no space.
+    pub no_space: NoSpace,
     /// What this host lets its workers map.
     pub budget: Budget,
     /// How guests' pages are reached, unless a VBD has a rule of its own.
@@ -114,6 +117,7 @@ impl Worker {
             common: Common {
                 host: given.host,
                 network: given.network,
+                no_space: given.no_space,
                 budget: Arc::new(given.budget),
                 gntdev: Arc::new(given.gntdev),
                 image: Arc::new(given.image),
@@ -208,8 +212,9 @@ impl Worker {
             self.past.insert(id, vbd.counters());
             let (done, waiting) = self.waiters.drain(..).partition(|(waited, _)| *waited == id);
             self.waiters = waiting;
+            let answer = if vbd.has_left() { Answer::Left } else { Answer::Done };
             for (_, waiter) in done {
-                self.reply(waiter, Answer::Done);
+                self.reply(waiter, answer.clone());
             }
         }
     }
@@ -283,7 +288,7 @@ impl Worker {
                     Order { parameters, read_only, discard, bounds, rule, journaled, descriptors };
                 self.connect(vbd, order)
             }
-            Ask::Disconnect { vbd } => match self.disconnect(vbd, waiter) {
+            Ask::Disconnect { vbd, leave } => match self.disconnect(vbd, leave, waiter) {
                 Some(answer) => answer,
                 None => return,
             },
@@ -295,7 +300,7 @@ impl Worker {
             Ask::Shutdown => {
                 self.shutdown = Some(waiter);
                 self.nbd.iter_mut().for_each(Server::drain);
-                self.vbds.iter().for_each(Vbd::drain);
+                self.vbds.iter().for_each(|vbd| vbd.drain(true));
                 return;
             }
         };
@@ -321,6 +326,7 @@ impl Worker {
             resizes: true,
             transfer: Some(self.transfer),
             engine: self.choice.clone(),
+            leaves: elder::newest() == PROTOCOL,
         }
     }
 
@@ -357,11 +363,11 @@ impl Worker {
     }
 
     /// Answers at once when there is nothing to wait for.
-    fn disconnect(&mut self, vbd: VbdId, waiter: Waiter) -> Option<Answer> {
+    fn disconnect(&mut self, vbd: VbdId, leave: bool, waiter: Waiter) -> Option<Answer> {
         let Some(served) = self.vbds.iter().find(|served| served.id() == vbd) else {
             return Some(Answer::Done);
         };
-        served.drain();
+        served.drain(leave);
         self.waiters.push((vbd, waiter));
         None
     }

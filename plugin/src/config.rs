@@ -12,6 +12,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use zerotap_rpc_schema::engine::EngineSetting;
+use zerotap_rpc_schema::space::NoSpace;
 use zerotap_rpc_schema::worker::TransferRule;
 
 /// Read when it is there and no other is named.
@@ -88,6 +89,7 @@ struct File {
     legacy_statistics_dir: Option<PathBuf>,
     overcommit: Option<bool>,
     transfer: Option<TransferRule>,
+    no_space: Option<NoSpace>,
     mapped_pages_max: Option<u64>,
     reattach_srs_at_boot: Option<bool>,
     log: Option<String>,
@@ -160,6 +162,8 @@ pub struct Config {
     pub overcommit: bool,
     /// How guests' pages are reached, unless an SR, a VDI or a VBD has a rule of its own.
     pub transfer: TransferRule,
+    /// What becomes of guests' writes that find no space, unless an SR says otherwise.
+    pub no_space: NoSpace,
     /// Pages of guests that all workers together may have mapped.
     pub mapped_pages_max: u64,
     /// Whether SRs stay attached over a reboot of the host. XAPI wants not: it plugs its PBDs anew.
@@ -210,6 +214,7 @@ impl Config {
             legacy_statistics_dir: file.legacy_statistics_dir.or(xapi),
             overcommit: file.overcommit.unwrap_or(false),
             transfer: file.transfer.unwrap_or_default(),
+            no_space: file.no_space.unwrap_or_default(),
             mapped_pages_max: file.mapped_pages_max.unwrap_or(DEFAULT_MAPPED_PAGES_MAX),
             reattach_srs_at_boot: file.reattach_srs_at_boot.unwrap_or(false),
             log: file.log.unwrap_or_else(|| DEFAULT_LOG.into()),

@@ -16,7 +16,7 @@ use crate::rpc::tcp::TcpDoor;
 use crate::rpc::{Core, methods};
 use crate::sr::Srs;
 use crate::state::{State, now};
-use crate::vbd::{VbdConfig, Vbds};
+use crate::vbd::{VbdConfig, Vbds, space};
 use crate::vdi::{Registry, chores, outgrown, recover, supervise};
 use crate::worker::journals::Journals;
 use crate::worker::set::NEWS_QUEUED_MAX;
@@ -84,6 +84,7 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
         budget: config.run_dir.join("budget"),
         mapped_pages_max: config.mapped_pages_max,
         transfer: config.transfer,
+        no_space: config.no_space,
     };
     let engine = launcher.engine().await;
     match &engine {
@@ -107,6 +108,7 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
         Arc::clone(&registry),
         received,
     );
+    let space = tokio::spawn(space::run(Arc::clone(&vbds)));
     let core = Arc::new(Core {
         srs,
         registry: Arc::clone(&registry),
@@ -150,6 +152,7 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
     supervisor.abort();
     legacy.iter().for_each(tokio::task::JoinHandle::abort);
     outgrown.abort();
+    space.abort();
     // It fails when nobody serves any more, which is what it is for.
     let _ = calls.stop();
     let finished = async {

@@ -80,7 +80,8 @@ pub struct Counters {
     /// taken, all added up: latencies leave them out.
     #[serde(default)]
     pub ring_wait_us: u64,
-    /// Of the latencies of all requests: waiting for a barrier, behind one, or for a buffer.
+    /// Of the latencies of all requests: waiting for a barrier, behind one, for a buffer or for
+    /// space.
     #[serde(default)]
     pub held_us: u64,
     /// Of the latencies: while the guest's pages were mapped, or data copied from them.
@@ -92,6 +93,15 @@ pub struct Counters {
     /// Of the latencies: done, while pages were given back, or what was read copied to them.
     #[serde(default)]
     pub release_us: u64,
+    /// Times that a write found no space and waited for it.
+    #[serde(default)]
+    pub space_waits: u64,
+    /// Writes that wait for space now: part of `in_flight`.
+    #[serde(default)]
+    pub waiting_for_space: u32,
+    /// Since how many milliseconds there have been such writes.
+    #[serde(default)]
+    pub waiting_for_space_ms: u64,
 }
 
 impl Counters {
@@ -131,6 +141,9 @@ impl Counters {
             reach_us,
             device_us,
             release_us,
+            space_waits,
+            waiting_for_space,
+            waiting_for_space_ms,
         } = other;
         self.reads += reads;
         self.writes += writes;
@@ -165,6 +178,9 @@ impl Counters {
         self.reach_us += reach_us;
         self.device_us += device_us;
         self.release_us += release_us;
+        self.space_waits += space_waits;
+        self.waiting_for_space += waiting_for_space;
+        self.waiting_for_space_ms = self.waiting_for_space_ms.max(*waiting_for_space_ms);
     }
 }
 

@@ -21,6 +21,7 @@ mod nbd;
 pub mod openrpc;
 pub mod smapi2;
 pub mod smapi3;
+pub mod space;
 pub mod table;
 mod variant;
 pub mod worker;

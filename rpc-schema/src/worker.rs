@@ -200,6 +200,11 @@ pub enum Ask {
     Disconnect {
         /// Which disk.
         vbd: VbdId,
+        /// What waits for space stays unanswered in the journals, for the next worker, which
+        /// [`Answer::Left`] tells of; otherwise it is answered with an error. Only for a worker
+        /// whose Hello says that it `leaves`.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        leave: bool,
     },
     /// Answer: [`Answer::Stat`].
     Stat,
@@ -209,7 +214,8 @@ pub enum Ask {
         /// The new capacity in 512-byte sectors; never fewer than before.
         sectors: u64,
     },
-    /// Disconnect all, flush the image, exit 0. Answer: [`Answer::Done`], just before.
+    /// Disconnect all, flush the image, exit 0. Answer: [`Answer::Done`], just before. Where there
+    /// are journals, what waits for space is left in them.
     Shutdown,
 }
 
@@ -286,9 +292,15 @@ pub enum Answer {
         /// By what it does its I/O.
         #[serde(default = "engine_of_old")]
         engine: EngineChoice,
+        /// Whether it can leave requests to the next worker: see [`Ask::Disconnect`].
+        #[serde(default)]
+        leaves: bool,
     },
     /// The request took effect.
     Done,
+    /// To [`Ask::Disconnect`]: it took effect, and there are requests that the next worker has to
+    /// answer.
+    Left,
     /// To [`Ask::Stat`]: every VBD that is or was connected since the worker started.
     Stat {
         /// One a VBD.

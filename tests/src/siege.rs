@@ -157,7 +157,7 @@ impl Siege {
         drop(std::mem::replace(&mut self.hostile, front));
         (self.hostile_backend, self.read_only) = (backend, read_only);
         guest::destroy(self.host.dir(), vbd.domid)?;
-        let gone = self.control.ask(Ask::Disconnect { vbd })?;
+        let gone = self.control.ask(Ask::Disconnect { vbd, leave: false })?;
         ensure!(gone == Answer::Done, "{gone:?}");
         footprint::holds_nothing_of(self.worker.pid(), vbd.domid)
     }
@@ -178,7 +178,7 @@ impl Siege {
         let vbd = self.vbd();
         let pid = self.worker.pid();
         ensure!(footprint::holds_nothing_of(pid, vbd.domid).is_err(), "its ring is not seen");
-        let gone = self.control.ask(Ask::Disconnect { vbd })?;
+        let gone = self.control.ask(Ask::Disconnect { vbd, leave: false })?;
         ensure!(gone == Answer::Done, "{gone:?}");
         let kept = self.hostile.domain().uses_in_all();
         ensure!(kept == 0, "{kept} pages of the hostile guest are still mapped");
@@ -205,7 +205,7 @@ impl Siege {
         self.good_backend.wait_front(state::CLOSING)?;
         self.good_backend.set_state(state::CLOSING)?;
         self.good_backend.wait_front(state::CLOSED)?;
-        self.control.ask(Ask::Disconnect { vbd: GOOD })?;
+        self.control.ask(Ask::Disconnect { vbd: GOOD, leave: false })?;
         self.good_backend.set_state(state::CLOSED)?;
         let mut ended = self.good.join()?;
         ensure!(self.control.ask(Ask::Shutdown)? == Answer::Done, "shutdown");

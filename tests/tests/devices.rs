@@ -21,7 +21,7 @@ fn a_full_disk_is_told_to_caller_and_guest() {
     let mut small = LoopDevice::new(&place.path().join("small"), 32 << 20, 512).unwrap();
     let dir = place.path().join("sr");
     small.mount(&dir).unwrap();
-    let host = Host::start_with("overcommit = true").unwrap();
+    let host = Host::start_with("overcommit = true\nno_space = \"error\"").unwrap();
     let rpc = host.rpc();
     let sr = uuid().unwrap();
     host.create_sr_at(&sr, &dir).unwrap();

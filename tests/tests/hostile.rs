@@ -277,7 +277,7 @@ fn rings_that_cannot_be_are_refused_by_the_worker() {
         assert!(text.contains("Error"), "{what}: {text}");
     }
     siege.worker.connect(&mut siege.control, vbd, ring, true).expect("the right one");
-    assert_eq!(siege.control.ask(Ask::Disconnect { vbd }).unwrap(), Answer::Done);
+    assert_eq!(siege.control.ask(Ask::Disconnect { vbd, leave: false }).unwrap(), Answer::Done);
     siege.lift().unwrap();
 }
 

@@ -1,12 +1,11 @@
 //! What an operator sees while disks live: events as they happen, and who does most.
 
 use serde_json::Value;
-use std::io::{BufRead as _, BufReader, Read as _};
-use std::process::{Child, ChildStdout, Stdio};
 use std::time::Duration;
-use zerotap_rpc_schema::event::{Change, Event};
+use zerotap_rpc_schema::event::Change;
 use zerotap_rpc_schema::smapi2::VdiState;
 use zerotap_tests::guest::destroy;
+use zerotap_tests::harness::watch::Watch;
 use zerotap_tests::harness::{DEVICE, Host};
 use zerotap_tests::simguest::{Expect, Guest, Running};
 use zerotap_tests::workload::Plan;
@@ -15,63 +14,16 @@ const MIB: i64 = 1 << 20;
 const DOMID: u16 = 5;
 const SOON: Duration = Duration::from_secs(30);
 
-/// `zerotap watch --json`, and what it has said.
-struct Watch {
-    child: Child,
-    lines: BufReader<ChildStdout>,
-}
-
-impl Watch {
-    /// Starts it; returns once it hears of changes.
-    fn start(host: &Host) -> Watch {
-        let mut command = host.zerotap(&["watch", "--json"]).unwrap();
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap());
-        let mut watch = Watch { child, lines };
-        // It says nothing by itself: changes are made until it tells of one.
-        std::thread::scope(|scope| {
-            let heard = scope.spawn(|| watch.next());
-            while !heard.is_finished() {
-                host.create_sr().unwrap();
-            }
-            assert!(matches!(heard.join().unwrap(), Change::Sr { .. }));
-        });
-        watch
-    }
-
-    fn next(&mut self) -> Change {
-        let mut line = String::new();
-        assert!(self.lines.read_line(&mut line).unwrap() > 0, "it has ended");
-        let event: Event = serde_json::from_str(&line).unwrap_or_else(|it| panic!("{line}: {it}"));
-        event.change
-    }
-
-    /// What comes up to and with the first change that `wanted` knows, in words.
-    fn until(&mut self, wanted: impl Fn(&Change) -> bool) -> Vec<String> {
-        let mut heard = Vec::new();
-        loop {
-            let change = self.next();
-            let found = wanted(&change);
-            heard.push(match change {
-                Change::Sr { state, .. } => format!("sr {state}"),
-                Change::Datapath { from, to, .. } => format!("datapath {from} -> {to}"),
-                Change::Vbd { state, .. } => format!("vbd {state}"),
-                Change::Worker { state, .. } => format!("worker {state}"),
-                Change::Lagged { missed } => panic!("{missed} were missed"),
-            });
-            if found {
-                return heard;
-            }
-        }
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// Changes in words.
+fn in_words(heard: &[Change]) -> Vec<String> {
+    let words = heard.iter().map(|change| match change {
+        Change::Sr { state, .. } => format!("sr {state}"),
+        Change::Datapath { from, to, .. } => format!("datapath {from} -> {to}"),
+        Change::Vbd { state, .. } => format!("vbd {state}"),
+        Change::Worker { state, .. } => format!("worker {state}"),
+        Change::Lagged { missed } => panic!("{missed} were missed"),
+    });
+    words.collect()
 }
 
 fn boot(host: &Host, plan: Plan) -> (zerotap_tests::harness::Disk, Running) {
@@ -105,7 +57,7 @@ fn every_change_of_a_disks_life_is_told() {
         Change::Datapath { to, .. } => *to == VdiState::Detached,
         _ => false,
     };
-    let heard = watch.until(detached);
+    let heard = in_words(&watch.until(detached));
     let life = [
         "sr attached",
         "datapath detached -> attached RW",
@@ -124,12 +76,10 @@ fn every_change_of_a_disks_life_is_told() {
     let disk = host.serve(DOMID, MIB).unwrap();
     disk.kill_worker(&rpc).unwrap();
     let died = |change: &Change| matches!(change, Change::Worker { state, .. } if state == "died");
-    in_order(&watch.until(died), &["worker started", "worker died"]);
+    in_order(&in_words(&watch.until(died)), &["worker started", "worker died"]);
     disk.activate(&rpc).unwrap();
     host.kill_daemon().unwrap();
-    let mut rest = String::new();
-    watch.lines.read_to_string(&mut rest).unwrap();
-    assert!(!watch.child.wait().unwrap().success(), "it says that the daemon has gone");
+    watch.fails();
 }
 
 #[test]

@@ -75,7 +75,7 @@ fn serve(
     let counters = control.counters(VBD)?;
     backend.set_state(state::CLOSING)?;
     backend.wait_front(state::CLOSED)?;
-    assert_eq!(control.ask(Ask::Disconnect { vbd: VBD })?, Answer::Done);
+    assert_eq!(control.ask(Ask::Disconnect { vbd: VBD, leave: false })?, Answer::Done);
     backend.set_state(state::CLOSED)?;
     Ok(counters)
 }

@@ -138,6 +138,9 @@ impl Device {
                 slot.retries += 1;
                 return self.submit_data(number, engine);
             }
+            Err(errno) if data && self.waits_for_space(number, errno) => {
+                return self.wait_for_space(number, engine);
+            }
             Err(errno) => {
                 self.statistics.counters.io_errors += 1;
                 self.log_io_error(what, errno);
@@ -194,15 +197,18 @@ impl Device {
         self.start_barrier_when_alone(engine);
     }
 
-    /// The pages of a window are unmapped: its requests can be answered.
-    fn answer_window(&mut self, window: u16) {
+    /// The pages of a window are unmapped: its requests can be answered, or wait for space.
+    pub(super) fn answer_window(&mut self, window: u16) {
         let mut index = 0;
         while index < self.finished.len() {
             let number = self.finished[index];
             match self.slots[usize::from(number)].reach {
                 Reach::Window { window: own, .. } if own == window => {
                     self.finished.swap_remove(index);
-                    self.answer(number);
+                    match self.slots[usize::from(number)].step {
+                        Step::Finished => self.answer(number),
+                        _ => self.queue_for_space(number),
+                    }
                 }
                 _ => index += 1,
             }
@@ -225,6 +231,7 @@ impl Device {
             counters.device_us += slot.done_us.saturating_sub(slot.begun_us);
             counters.release_us += self.now_us.saturating_sub(slot.done_us);
         }
+        let went_through = slot.status == STATUS_OKAY;
         if self.barrier == Some(number) {
             self.barrier = None;
         }
@@ -232,6 +239,7 @@ impl Device {
             self.buffers.give(buffer);
         }
         self.free.push(number);
+        self.look_for_space(number, went_through);
     }
 
     /// Shows the guest all answers written since the last call, with one notification at the most.
@@ -247,7 +255,9 @@ impl Device {
     /// Starts a waiting barrier once all before it is done.
     pub(super) fn start_barrier_when_alone(&mut self, engine: &mut Engine) {
         let Some(number) = self.barrier else { return };
-        if self.running > 0 || !self.batch.is_empty() || !self.waiting.is_empty() {
+        let before = [&self.batch, &self.waiting].into_iter().any(|slots| !slots.is_empty());
+        // One that waits for space itself is tried again when that is.
+        if self.running > 0 || before || self.lacks_space() {
             return;
         }
         let slot = &self.slots[usize::from(number)];

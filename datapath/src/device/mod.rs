@@ -10,6 +10,7 @@ mod flow;
 mod part;
 mod reach;
 mod slot;
+mod space;
 mod sweep;
 
 use crate::engine::{Engine, Tag};
@@ -24,11 +25,13 @@ use crate::xen::{Access, Channel, Grants, Held, Host};
 use buffers::Buffers;
 use rustix::io::Errno;
 use slot::{Fetch, Slot};
+use space::SpaceWait;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 pub use sweep::Swept;
 use zerotap_rpc_schema::Histogram;
+use zerotap_rpc_schema::space::NoSpace;
 use zerotap_rpc_schema::worker::{
     Abi, Bounds, Counters, Journaled, TransferRule, VbdCounters, VbdId,
 };
@@ -163,6 +166,8 @@ pub struct Ring {
     pub rule: TransferRule,
     /// Whether the image is reached over a network.
     pub network: bool,
+    /// What becomes of writes that find no space.
+    pub no_space: NoSpace,
     /// What this host lets its workers map.
     pub budget: Arc<Budget>,
     /// The ring's journal, and what for.
@@ -209,6 +214,8 @@ pub struct Device {
     waiting: Vec<u16>,
     /// Slots whose sectors others write on.
     parked: Vec<u16>,
+    /// Writes that wait for space.
+    space: SpaceWait,
     /// The requests and pages of windows being made, the writes first; kept for their memory.
     members: [Vec<u16>; 2],
     grefs: Vec<u32>,
@@ -306,8 +313,9 @@ impl Device {
             barrier: None,
             running: 0,
             finished: Vec::with_capacity(usize::from(entries)),
-            waiting: Vec::new(),
+            waiting: Vec::with_capacity(usize::from(entries)),
             parked: Vec::new(),
+            space: SpaceWait::new(given.no_space, entries),
             members: [Vec::new(), Vec::new()],
             grefs: Vec::new(),
             copied: Vec::new(),
@@ -336,6 +344,8 @@ impl Device {
     pub fn counters(&self) -> VbdCounters {
         let mut counters = self.statistics.counters.clone();
         counters.in_flight = self.in_flight();
+        let (waiting, waiting_ms) = self.space.waiting(self.now_us);
+        (counters.waiting_for_space, counters.waiting_for_space_ms) = (waiting, waiting_ms);
         self.transfer.count(&mut counters);
         VbdCounters {
             vbd: self.vbd,
@@ -353,9 +363,12 @@ impl Device {
         self.now_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
     }
 
-    /// Takes no more requests; [`Device::drained`] tells when it has ended.
-    pub fn drain(&mut self, engine: &mut Engine) {
+    /// Takes no more requests; [`Device::drained`] tells when it has ended. What waits for space is
+    /// left in the journal when another worker goes on with that (`leave`), or else answered with
+    /// an error.
+    pub fn drain(&mut self, leave: bool, engine: &mut Engine) {
         self.state = State::Draining;
+        self.stop_waiting(leave, engine);
         self.cancel_event_when_idle(engine);
     }
 

@@ -193,6 +193,16 @@ impl Slot {
         self.places.len() == self.segments.len() && !self.segments.is_empty()
     }
 
+    /// Makes it stand as if it had only just been taken, with no page in use.
+    pub(super) fn begin_anew(&mut self) {
+        self.step = Step::FlushBefore;
+        self.done = 0;
+        self.places.clear();
+        self.vectors.clear();
+        self.found_us = u64::MAX;
+        self.retries = 0;
+    }
+
     /// Whether direct I/O takes the pages as they are.
     pub(super) fn direct(&self, align_bytes: u32) -> bool {
         if self.in_part() {

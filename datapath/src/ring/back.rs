@@ -103,6 +103,17 @@ impl<M: Memory> BackRing<M> {
         self.owed.len()
     }
 
+    /// Whether what is taken of it is in a journal.
+    #[must_use]
+    pub fn is_journaled(&self) -> bool {
+        self.journal.is_some()
+    }
+
+    /// Leaves those to the next worker: they stay in the journal.
+    pub fn leave_owed(&mut self) {
+        self.owed.clear();
+    }
+
     /// How many entries it has.
     #[must_use]
     pub fn entries(&self) -> u32 {

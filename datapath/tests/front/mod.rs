@@ -218,7 +218,7 @@ impl Front {
 
     pub fn disconnect(&mut self) {
         let vbd = self.vbd();
-        assert_eq!(self.control.ask(Ask::Disconnect { vbd }, None), Answer::Done);
+        assert_eq!(self.control.ask(Ask::Disconnect { vbd, leave: false }, None), Answer::Done);
     }
 
     /// Grants a page for reading only.

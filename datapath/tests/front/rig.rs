@@ -19,6 +19,7 @@ use zerotap_datapath::worker::{Given, Worker};
 use zerotap_datapath::xen::Host;
 use zerotap_datapath::xen::budget::Budget;
 use zerotap_rpc_schema::engine::{EngineChoice, EngineSetting};
+use zerotap_rpc_schema::space::NoSpace;
 use zerotap_rpc_schema::worker::{Answer, Ask, Discard, PROTOCOL, Reply, Request, TransferRule};
 
 const DEADLINE: Timespec = Timespec { tv_sec: 20, tv_nsec: 0 };
@@ -79,6 +80,7 @@ impl Rig {
                 host,
                 read_only,
                 network,
+                no_space: NoSpace::Error,
                 transfer,
                 budget,
                 image,

@@ -27,6 +27,7 @@ const VBD_COUNTERS: &[Row<Counters>] = &[
     ("written_bytes", "Bytes that the guest wrote.", |it| it.write_bytes),
     ("refused", "Requests refused: malformed, out of range or forbidden.", |it| it.refused),
     ("io_errors", "Requests that the image failed.", |it| it.io_errors),
+    ("space_waits", "Writes that found no space and waited for it.", |it| it.space_waits),
     ("mapped_bytes", "Data that the device reached in the guest's pages.", |it| it.mapped_bytes),
     ("copied_bytes", "Data that took a bounce buffer.", |it| it.copied_bytes),
     ("grant_copied_bytes", "Data that the hypervisor copied.", |it| it.grant_copied_bytes),
@@ -40,6 +41,7 @@ const VBD_COUNTERS: &[Row<Counters>] = &[
 
 const VBD_GAUGES: &[Row<Counters>] = &[
     ("in_flight", "Requests taken and not answered.", |it| it.in_flight.into()),
+    ("waiting_for_space", "Writes that wait for space.", |it| it.waiting_for_space.into()),
     ("mapped_pages", "Pages of the guest mapped, the rings' left out.", |it| {
         it.mapped_pages.into()
     }),

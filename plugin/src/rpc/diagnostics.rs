@@ -7,6 +7,7 @@ use crate::worker::set::Entry;
 use crate::worker::{Counted, WorkerError, WorkerHandle};
 use futures_util::future::join_all;
 use std::fmt::Write;
+use std::path::Path;
 use std::time::Duration;
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::admin::{Trouble, Vbd};
@@ -49,7 +50,8 @@ pub async fn trouble(core: &Core, workers: &[Asked]) -> Result<Vec<Trouble>, Sto
         let health = tokio::time::timeout(SR_DEADLINE, attached.run(|file| file.stat())).await;
         let problem = match health {
             Ok(Ok(info)) => {
-                all.extend(shortage(&sr, &info));
+                let waiting = waiting(&sr, workers);
+                all.extend(shortage(&sr, attached.dir(), &info, waiting));
                 continue;
             }
             Ok(Err(error)) => error.to_string(),
@@ -108,17 +110,33 @@ pub async fn trouble(core: &Core, workers: &[Asked]) -> Result<Vec<Trouble>, Sto
 }
 
 /// An SR whose sparse volumes cannot grow for long.
-fn shortage(sr: &str, SrInfo { free_space, total_space, .. }: &SrInfo) -> Option<Trouble> {
+fn shortage(sr: &str, dir: &Path, info: &SrInfo, waiting: usize) -> Option<Trouble> {
+    let SrInfo { name_label, free_space, total_space, .. } = info;
     let short = free_space.saturating_mul(FREE_PARTS_MIN) < *total_space;
-    short.then(|| Trouble {
+    let what_then = match waiting {
+        0 => "writes to sparse VDIs wait, or fail (no_space), when there are none".to_owned(),
+        1 => "a guest's writes wait for space".to_owned(),
+        more => format!("the writes of {more} VBDs wait for space"),
+    };
+    (short || waiting > 0).then(|| Trouble {
         what: format!("SR {sr}"),
         problem: format!(
-            "{} of {} MiB are free: writes to sparse VDIs fail when there are none",
+            "in {} ({name_label}) {} of {} MiB are free: {what_then}",
+            dir.display(),
             free_space >> 20,
             total_space >> 20
         ),
-        remedy: "remove VDIs or snapshots, or give its file system more space".into(),
+        remedy: "remove VDIs or snapshots, or give its file system more space: what waits goes on \
+                 by itself"
+            .into(),
     })
+}
+
+/// VBDs of an SR whose writes wait for space.
+fn waiting(sr: &str, workers: &[Asked]) -> usize {
+    let own = workers.iter().filter(|(worker, _)| worker.vdi().sr == sr);
+    let vbds = own.filter_map(|(_, counted)| counted.as_ref().ok()).flat_map(|it| &it.vbds);
+    vbds.filter(|vbd| vbd.counters.waiting_for_space > 0).count()
 }
 
 /// A worker that runs and does not answer.

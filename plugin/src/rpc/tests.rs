@@ -21,6 +21,7 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use zerotap_rpc_schema::engine::EngineSetting;
 use zerotap_rpc_schema::event::{Change, Event};
+use zerotap_rpc_schema::space::NoSpace;
 use zerotap_rpc_schema::worker::TransferRule;
 
 const SR: &str = "8a6b0f4e-0d0c-4f0f-9a31-1f6d0b5a2c77";
@@ -48,6 +49,7 @@ async fn core(dir: &Path) -> Arc<Core> {
         budget: dir.join("budget"),
         mapped_pages_max: 0,
         transfer: TransferRule::Auto,
+        no_space: NoSpace::Pause,
     };
     let engine = launcher.engine().await;
     let events = Events::default();

@@ -7,6 +7,7 @@ use crate::sr::catalog::{Catalog, Contents, SR_RECORD, failed};
 use crate::sr::owner::Identity;
 use crate::sr::publish;
 use crate::sr::record::{Record, is_boot_key};
+use crate::sr::rules::Rules;
 use rustix::fs::{Mode, OFlags, StatVfs};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -15,7 +16,6 @@ use std::path::{Path, PathBuf};
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::error::number;
 use zerotap_rpc_schema::smapi2::{Health, SrInfo, VdiInfo};
-use zerotap_rpc_schema::worker::TransferRule;
 
 /// The version of the SR record's layout.
 const VERSION: u32 = 1;
@@ -47,7 +47,7 @@ pub struct FileSr {
     pub(super) catalog: Catalog,
     pub(super) overcommit: bool,
     pub(super) us: Identity,
-    pub(super) transfer: Option<TransferRule>,
+    pub(super) rules: Rules,
 }
 
 impl FileSr {
@@ -55,7 +55,8 @@ impl FileSr {
     #[must_use]
     pub fn new(uuid: String, dir: PathBuf, overcommit: bool) -> FileSr {
         let us = Identity::default();
-        FileSr { uuid, catalog: Catalog::new(dir.clone()), dir, overcommit, us, transfer: None }
+        let rules = Rules::default();
+        FileSr { uuid, catalog: Catalog::new(dir.clone()), dir, overcommit, us, rules }
     }
 
     /// The same for a host that has volumes active.
@@ -64,10 +65,10 @@ impl FileSr {
         FileSr { us, ..self }
     }
 
-    /// The same with a rule for all its VDIs.
+    /// The same with rules for all its VDIs.
     #[must_use]
-    pub fn transferring(self, transfer: Option<TransferRule>) -> FileSr {
-        FileSr { transfer, ..self }
+    pub fn ruled(self, rules: Rules) -> FileSr {
+        FileSr { rules, ..self }
     }
 
     /// Where it lies.

@@ -5,6 +5,7 @@
 //! death of a process alone does not tell. Called by the file SR, on blocking threads.
 
 use crate::sr::record::Record;
+use crate::sr::rules::Rules;
 use crate::sr::transport;
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -13,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::error::number;
-use zerotap_rpc_schema::worker::{Discard, TransferRule};
+use zerotap_rpc_schema::worker::Discard;
 
 /// How long a block device may be claimed by someone else before it is refused.
 const CLAIM_DEADLINE: Duration = Duration::from_secs(2);
@@ -26,7 +27,7 @@ pub struct Image {
     fd: OwnedFd,
     path: PathBuf,
     read_only: bool,
-    transfer: Option<TransferRule>,
+    rules: Rules,
     preallocated: bool,
 }
 
@@ -93,19 +94,20 @@ impl Image {
                 record.virtual_size, record.virtual_size
             )));
         }
-        Ok(Image { fd, path, read_only, transfer: None, preallocated: record.is_preallocated() })
+        let (rules, preallocated) = (Rules::default(), record.is_preallocated());
+        Ok(Image { fd, path, read_only, rules, preallocated })
     }
 
-    /// The same with a rule for how guests' pages are reached.
+    /// The same with rules.
     #[must_use]
-    pub fn transferring(self, transfer: Option<TransferRule>) -> Image {
-        Image { transfer, ..self }
+    pub fn ruled(self, rules: Rules) -> Image {
+        Image { rules, ..self }
     }
 
-    /// How guests' pages are reached, if VDI or SR say.
+    /// How guests are served, as far as VDI or SR say.
     #[must_use]
-    pub fn transfer(&self) -> Option<TransferRule> {
-        self.transfer
+    pub fn rules(&self) -> Rules {
+        self.rules
     }
 
     /// Whether it is reached over a network.
@@ -180,9 +182,9 @@ impl Image {
             let text = format!("{}: {error}", self.path.display());
             StorageError::backend(number::VDI_UNAVAILABLE, text)
         })?;
-        let (path, transfer) = (self.path.clone(), self.transfer);
+        let (path, rules) = (self.path.clone(), self.rules);
         let (read_only, preallocated) = (self.read_only, self.preallocated);
-        Ok(Image { fd, path, read_only, transfer, preallocated })
+        Ok(Image { fd, path, read_only, rules, preallocated })
     }
 
     /// The descriptor for the worker; the fence goes with it.

@@ -16,6 +16,7 @@ pub mod owner;
 pub mod publish;
 pub mod record;
 pub mod revert;
+pub mod rules;
 pub mod transport;
 mod volume;
 
@@ -23,6 +24,7 @@ pub use attached::Srs;
 
 use file::FileSr;
 use owner::Identity;
+use rules::Rules;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +32,6 @@ use tokio::sync::Semaphore;
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::error::number;
 use zerotap_rpc_schema::smapi2::{Pairs, Probe};
-use zerotap_rpc_schema::worker::{NoTransferRule, TransferRule};
 
 /// How long an answer waits for the file system.
 pub const FILE_DEADLINE: Duration = Duration::from_secs(30);
@@ -38,9 +39,8 @@ pub const FILE_DEADLINE: Duration = Duration::from_secs(30);
 pub const COPY_DEADLINE: Duration = Duration::from_secs(24 * 3600);
 /// The most calls that work on one SR's files at a time: one that hangs takes no more threads.
 const FILE_WORK_MAX: usize = 16;
-/// device-config's keys; the second is sm-config's too.
+/// device-config's key; [`Rules`] has more.
 const PATH: &str = "path";
-const TRANSFER: &str = "transfer";
 
 /// An attached SR. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -67,8 +67,8 @@ impl Sr {
             );
             return Err(StorageError::backend(number::BAD_REQUEST, text));
         }
-        let (dir, transfer) = (dir_of(config)?, transfer_of(config)?);
-        Ok(Sr::over(FileSr::new(uuid.into(), dir, overcommit).on(us).transferring(transfer)))
+        let (dir, rules) = (dir_of(config)?, Rules::of(config)?);
+        Ok(Sr::over(FileSr::new(uuid.into(), dir, overcommit).on(us).ruled(rules)))
     }
 
     fn over(file: FileSr) -> Sr {
@@ -166,20 +166,12 @@ pub async fn uuid_at(config: &Pairs) -> Result<String, StorageError> {
     })
 }
 
-/// The rule for all its VDIs, if it has one.
-fn transfer_of(config: &Pairs) -> Result<Option<TransferRule>, StorageError> {
-    let rule = config.get(TRANSFER).map(|rule| rule.parse()).transpose();
-    rule.map_err(|why: NoTransferRule| {
-        let text = format!("device_config.transfer={}: {why}", config[TRANSFER]);
-        StorageError::backend(number::CONFIG_INVALID, text)
-    })
-}
-
 fn dir_of(config: &Pairs) -> Result<PathBuf, StorageError> {
-    if let Some(unknown) = config.keys().find(|key| ![PATH, TRANSFER].contains(&key.as_str())) {
+    let known = [PATH, rules::TRANSFER, rules::NO_SPACE];
+    if let Some(unknown) = config.keys().find(|key| !known.contains(&key.as_str())) {
         let text = format!(
-            "device_config.{unknown} is not known: a file SR takes path=DIR, and transfer=RULE if \
-             need be"
+            "device_config.{unknown} is not known: a file SR takes path=DIR, and if need be \
+             transfer=RULE and no_space=pause or error"
         );
         return Err(StorageError::backend(number::CONFIG_INVALID, text));
     }

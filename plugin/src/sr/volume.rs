@@ -8,8 +8,9 @@ use crate::fault;
 use crate::sr::catalog::failed;
 use crate::sr::file::{FileSr, bytes};
 use crate::sr::image::{self, Image};
+use crate::sr::publish;
 use crate::sr::record::{Record, is_boot_key, is_key, round_up};
-use crate::sr::{TRANSFER, publish};
+use crate::sr::rules::TRANSFER;
 use rustix::fs::{FallocateFlags, Mode, OFlags};
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
@@ -275,9 +276,8 @@ impl FileSr {
     /// # Errors
     /// SR_BACKEND_FAILURE_46 with what is wrong with the data.
     pub fn open_image(&self, record: &Record, read_only: bool) -> Result<Image, StorageError> {
-        let rule = record.sm_config.get(TRANSFER).and_then(|rule| rule.parse().ok());
         let image = Image::open(&self.dir, record, read_only)?;
-        Ok(image.transferring(rule.or(self.transfer)))
+        Ok(image.ruled(self.rules.of_vdi(&record.sm_config)))
     }
 
     pub(super) fn check_space(&self, size: i64, what: &str) -> Result<(), StorageError> {

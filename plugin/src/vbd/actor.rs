@@ -41,6 +41,8 @@ pub enum Message {
     Force,
     /// The ring turned out to be broken.
     Broken,
+    /// Its writes wait for space, or not any more.
+    Short(bool),
 }
 
 /// What a job beside the actor came to.
@@ -223,6 +225,7 @@ impl Actor {
             Message::Releasing(..) | Message::Died(..) => {}
             Message::Force => self.step(Event::Forced),
             Message::Broken => self.step(Event::RingBroken),
+            Message::Short(short) => return self.step(Event::Short(short)),
         }
         self.look = true;
     }
@@ -369,16 +372,17 @@ impl Actor {
                         disk.connect(id, ring, identity.read_only, offered, transfer, how).await;
                     if let Err(WorkerError::Deadline { .. }) = outcome {
                         // It may yet have done it.
-                        let_go(&*disk, id).await;
+                        let_go(&*disk, id, false).await;
                     }
                     Done::Connected(Some(disk.id().to_owned()), outcome)
                 });
             }
             Action::Disconnect => {
                 let (disk, id) = (self.disk.clone(), self.address.id);
+                let leaving = self.leaving.is_some();
                 self.jobs.spawn(async move {
                     let drained = match disk {
-                        Some(disk) => let_go(&*disk, id).await,
+                        Some(disk) => let_go(&*disk, id, leaving && disk.leaves()).await,
                         None => false,
                     };
                     Done::Event(Event::Disconnected { drained })
@@ -466,11 +470,12 @@ impl Actor {
     }
 }
 
-/// Has a worker let go, however long its disk takes. True when all that it took was answered.
-async fn let_go(disk: &dyn Disk, id: VbdId) -> bool {
+/// Has a worker let go, however long its disk takes; with `leave`, of what waits for space, too.
+/// True when all that it took was answered.
+async fn let_go(disk: &dyn Disk, id: VbdId, leave: bool) -> bool {
     loop {
-        match disk.disconnect(id).await {
-            Ok(()) => return true,
+        match disk.disconnect(id, leave).await {
+            Ok(drained) => return drained,
             Err(WorkerError::Gone) => return false,
             Err(error) => tracing::warn!(vbd = %id, %error, "the worker holds on to the guest"),
         }

@@ -13,7 +13,7 @@ mod judge;
 mod tests;
 mod words;
 
-pub use judge::BROKEN;
+pub use judge::{BROKEN, SHORT};
 pub use words::{
     Action, BackendSight, ConnectError, Event, Medium, Publication, PublishError, Sight, Worker,
 };
@@ -64,6 +64,8 @@ pub struct Backend {
     refused: Option<(Result<RingParameters, Fault>, String)>,
     complained: bool,
     broken: bool,
+    /// The guest's writes wait for space.
+    short: bool,
     /// The domain was seen alive.
     alive_once: bool,
     forced: bool,
@@ -91,6 +93,7 @@ impl Backend {
             refused: None,
             complained: false,
             broken: false,
+            short: false,
             alive_once: false,
             forced: false,
             stale: false,
@@ -164,6 +167,7 @@ impl Backend {
             Event::Seen(sight) => self.see(sight),
             Event::WorkerReady(worker) => self.meet(worker),
             Event::WorkerDied(why) => {
+                self.short = false;
                 self.serving = Serving::Nobody(why);
                 self.ring = match std::mem::replace(&mut self.ring, Ring::Absent) {
                     Ring::Connected(ring) => Ring::Orphaned(ring),
@@ -173,7 +177,7 @@ impl Backend {
             Event::WorkerLeaves => self.serving = Serving::Leaving,
             Event::Connected(outcome) => self.connected(outcome, actions),
             Event::Disconnected { drained } => {
-                self.broken = false;
+                (self.broken, self.short) = (false, false);
                 let stale = std::mem::take(&mut self.stale);
                 self.ring = match std::mem::replace(&mut self.ring, Ring::Absent) {
                     Ring::Disconnecting(ring) if drained && !stale => Ring::Paused(ring),
@@ -183,6 +187,7 @@ impl Backend {
             }
             Event::Published(outcome) => self.published(outcome),
             Event::RingBroken => self.broken = self.connected_ring().is_some(),
+            Event::Short(short) => self.short = short && self.connected_ring().is_some(),
             Event::Forced => self.forced = true,
         }
     }

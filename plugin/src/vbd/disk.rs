@@ -53,8 +53,11 @@ pub trait Disk: Debug + Send + Sync {
         transfer: Option<TransferRule>,
         how: Journaled,
     ) -> Answer<'_, ()>;
-    /// Has it finish what it took and let go of the guest.
-    fn disconnect(&self, vbd: VbdId) -> Answer<'_, ()>;
+    /// Whether it can leave what waits for space to the next worker.
+    fn leaves(&self) -> bool;
+    /// Has it finish what it took and let go of the guest. What waits for space fails, or with
+    /// `leave` is left to the next worker. True when all was answered.
+    fn disconnect(&self, vbd: VbdId, leave: bool) -> Answer<'_, bool>;
     /// Its counters.
     fn stat(&self) -> Answer<'_, Vec<VbdCounters>>;
 }
@@ -185,8 +188,12 @@ impl Disk for WorkerHandle {
         Box::pin(self.connect(vbd, ring, read_only, offered, transfer, how))
     }
 
-    fn disconnect(&self, vbd: VbdId) -> Answer<'_, ()> {
-        Box::pin(self.disconnect(vbd))
+    fn leaves(&self) -> bool {
+        self.leaves()
+    }
+
+    fn disconnect(&self, vbd: VbdId, leave: bool) -> Answer<'_, bool> {
+        Box::pin(self.disconnect(vbd, leave))
     }
 
     fn stat(&self) -> Answer<'_, Vec<VbdCounters>> {

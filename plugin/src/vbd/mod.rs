@@ -15,6 +15,7 @@ mod plug;
 pub mod publish;
 pub mod reading;
 mod report;
+pub mod space;
 pub mod status;
 #[cfg(test)]
 mod tests;

@@ -61,6 +61,10 @@ impl Vbds {
             self.tell(id, Message::Broken).await;
             vbd.trouble = Some(super::backend::BROKEN.to_owned());
         }
+        if counters.counters.waiting_for_space > 0 && vbd.trouble.is_none() {
+            self.tell(id, Message::Short(true)).await;
+            vbd.trouble = Some(super::backend::SHORT.to_owned());
+        }
         Ok(VbdStat {
             vbd,
             ring: status.ring,

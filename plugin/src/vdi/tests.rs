@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::engine::EngineSetting;
 use zerotap_rpc_schema::smapi2::{Mode, Pairs, VdiInfo, VdiState};
+use zerotap_rpc_schema::space::NoSpace;
 use zerotap_rpc_schema::worker::TransferRule;
 
 const SR: &str = "8a6b0f4e-0d0c-4f0f-9a31-1f6d0b5a2c77";
@@ -44,6 +45,7 @@ async fn start(dir: &Path) -> Arc<Registry> {
         budget: dir.join("budget"),
         mapped_pages_max: 0,
         transfer: TransferRule::Auto,
+        no_space: NoSpace::Pause,
     };
     let workers = Workers::new(news, Events::default());
     let registry = Registry::new(state, Arc::new(srs), workers, launcher, "qdisk".into());

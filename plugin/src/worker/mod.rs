@@ -69,6 +69,8 @@ pub struct Hello {
     pub engine: EngineChoice,
     /// The newest protocol that both speak.
     pub protocol: u32,
+    /// Whether it can leave what waits for space to the next worker.
+    pub leaves: bool,
 }
 
 impl Hello {
@@ -89,6 +91,7 @@ impl Hello {
             transfer,
             engine,
             protocol,
+            leaves,
         } = client.hello().await?
         else {
             return Err(WorkerError::Confused { what: "hello" });
@@ -105,6 +108,7 @@ impl Hello {
             transfer,
             engine,
             protocol,
+            leaves,
         })
     }
 }
@@ -325,13 +329,25 @@ impl WorkerHandle {
         self.0.client.done("connect", ask, descriptors, CONNECT_DEADLINE).await
     }
 
-    /// Has it finish what it took off a ring and let go of the guest.
+    /// Whether it can leave what waits for space to the next worker.
+    #[must_use]
+    pub fn leaves(&self) -> bool {
+        self.0.hello.leaves
+    }
+
+    /// Has it finish what it took off a ring and let go of the guest. What waits for space fails,
+    /// or with `leave` is left to the next worker; only one that `leaves` is asked for that. True
+    /// when all was answered.
     ///
     /// # Errors
     /// `Deadline` when the disk does not answer.
-    pub async fn disconnect(&self, vbd: VbdId) -> Result<(), WorkerError> {
-        let ask = Ask::Disconnect { vbd };
-        self.0.client.done("disconnect", ask, Vec::new(), DISCONNECT_DEADLINE).await
+    pub async fn disconnect(&self, vbd: VbdId, leave: bool) -> Result<bool, WorkerError> {
+        let ask = Ask::Disconnect { vbd, leave };
+        match self.0.client.call("disconnect", ask, Vec::new(), DISCONNECT_DEADLINE).await? {
+            Answer::Done => Ok(true),
+            Answer::Left => Ok(false),
+            _ => Err(WorkerError::Confused { what: "disconnect" }),
+        }
     }
 
     /// What it counted of its VBDs.

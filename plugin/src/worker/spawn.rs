@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 use zerotap_rpc_schema::engine::{EngineChoice, EngineSetting};
+use zerotap_rpc_schema::space::NoSpace;
 use zerotap_rpc_schema::worker::{Discard, TransferRule};
 
 /// Where a worker finds its descriptors.
@@ -61,6 +62,8 @@ pub struct Launcher {
     pub mapped_pages_max: u64,
     /// How they reach guests' pages, where neither VDI nor SR says.
     pub transfer: TransferRule,
+    /// What becomes of guests' writes that find no space, where the SR does not say.
+    pub no_space: NoSpace,
 }
 
 impl Launcher {
@@ -203,8 +206,11 @@ impl Launcher {
 
     /// What a worker is told of its image.
     fn options(&self, image: &Image) -> Vec<String> {
-        let transfer = image.transfer().unwrap_or(self.transfer);
+        let rules = image.rules();
+        let transfer = rules.transfer.unwrap_or(self.transfer);
         let mut options = vec!["--transfer".to_owned(), transfer.to_string()];
+        let no_space = rules.no_space.unwrap_or(self.no_space);
+        options.extend(["--no-space".to_owned(), no_space.to_string()]);
         if image.read_only() {
             options.push("--read-only".to_owned());
         }

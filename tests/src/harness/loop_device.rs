@@ -87,6 +87,24 @@ impl LoopDevice {
         run(Command::new("mount").arg(&self.path).arg(dir)).map(drop)
     }
 
+    /// The file system on it takes no write, as when the storage below has stopped.
+    ///
+    /// # Errors
+    /// When nothing is mounted, or it is frozen already.
+    pub fn freeze(&self) -> anyhow::Result<()> {
+        let dir = self.mounted.as_ref().context("nothing is mounted")?;
+        run(Command::new("fsfreeze").arg("-f").arg(dir)).map(drop)
+    }
+
+    /// It takes writes again.
+    ///
+    /// # Errors
+    /// When nothing is mounted, or it was not frozen.
+    pub fn thaw(&self) -> anyhow::Result<()> {
+        let dir = self.mounted.as_ref().context("nothing is mounted")?;
+        run(Command::new("fsfreeze").arg("-u").arg(dir)).map(drop)
+    }
+
     /// How many flushes have reached the device.
     ///
     /// # Errors
@@ -110,6 +128,8 @@ impl Drop for LoopDevice {
         // A killed process's files are closed a little after its end: not at once free.
         let mut done = Ok(());
         if let Some(dir) = &self.mounted {
+            // It may be left frozen by who failed.
+            let _ = succeeds(Command::new("fsfreeze").arg("-u").arg(dir));
             done = eventually("umount", || succeeds(Command::new("umount").arg(dir)));
         }
         let detach = || succeeds(Command::new("losetup").arg("-d").arg(&self.path));

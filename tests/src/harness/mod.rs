@@ -3,6 +3,7 @@
 
 pub mod busy;
 pub mod disk;
+pub mod failing;
 pub mod faults;
 pub mod http;
 pub mod loop_device;
@@ -11,6 +12,8 @@ pub mod openmetrics;
 mod processes;
 pub mod proxy;
 pub mod rpc;
+pub mod small;
+pub mod watch;
 
 pub use disk::{DEVICE, Disk, Vdi, kill_worker};
 pub use rpc::{Rpc, RpcError};
@@ -263,6 +266,18 @@ impl Host {
             }
             std::thread::sleep(Duration::from_millis(2));
         }
+    }
+
+    /// What any other program reads in the daemon's database.
+    ///
+    /// # Errors
+    /// When `sqlite3` is not installed, or makes nothing of the query.
+    pub fn sqlite(&self, query: &str) -> anyhow::Result<String> {
+        let mut sqlite = Command::new("sqlite3");
+        sqlite.args(["-readonly", "-cmd", ".timeout 5000"]).arg(self.state()).arg(query);
+        let said = sqlite.output().context("sqlite3")?;
+        ensure!(said.status.success(), "sqlite3: {}", String::from_utf8_lossy(&said.stderr));
+        Ok(String::from_utf8(said.stdout)?.trim().to_owned())
     }
 
     fn log_path(&self) -> PathBuf {

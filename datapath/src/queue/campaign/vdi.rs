@@ -18,6 +18,7 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
+use zerotap_rpc_schema::space::NoSpace;
 use zerotap_rpc_schema::worker::{
     Abi, Bounds, Discard, ImageInfo, Journaled, TransferRule, VbdId, journal_bytes,
 };
@@ -76,6 +77,7 @@ pub(super) struct Vdi {
     pub(super) purged_pages: u64,
     /// So small that pages that stand have to make room.
     budget: Arc<Budget>,
+    no_space: NoSpace,
 }
 
 impl Vdi {
@@ -116,6 +118,7 @@ impl Vdi {
             network: false,
             purged_pages: 0,
             budget: Arc::new(budget(1 + random.below(3) as u64)),
+            no_space: NoSpace::Pause,
         }
     }
 
@@ -127,6 +130,7 @@ impl Vdi {
         self.rule = [TransferRule::Auto, TransferRule::Map, TransferRule::Copy][random.below(3)];
         self.persistent = random.chance(50);
         self.network = random.chance(20);
+        self.no_space = [NoSpace::Pause, NoSpace::Error][random.below(2)];
         self.fronts.clear();
         self.journals.clear();
         for queue in 0..u32::try_from(queues).expect("few") {
@@ -175,6 +179,7 @@ impl Vdi {
                 bounds: Bounds::default(),
                 rule: self.rule,
                 network: self.network,
+                no_space: self.no_space,
                 budget: Arc::clone(&self.budget),
                 journal: Some((how, journal.try_clone().expect("a descriptor"))),
             };

@@ -1,6 +1,7 @@
 //! A worker's queue, driven step by step instead of by a thread.
 
-use super::super::{Ask, MAILBOX, Server, signal};
+use super::super::timer::Timer;
+use super::super::{Ask, MAILBOX, Server, TIMER, signal};
 use crate::device::{Device, Ring, Swept};
 use crate::engine::simulated::{Disk, Simulated};
 use crate::engine::{Completion, Engine};
@@ -12,7 +13,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
 use zerotap_rpc_schema::worker::VbdId;
+
+/// Longer than a history: its time is not the clock's.
+const NEVER: Duration = Duration::from_secs(24 * 3600);
 
 /// A queue that serves. The very code that a queue's thread runs.
 pub(super) struct Worker {
@@ -40,7 +45,8 @@ impl Worker {
         engine.wait_readable(wake.as_fd(), MAILBOX);
         let device = Device::connect(vbd, ring, image, &wake);
         let device = device.expect("the ring is as it should be");
-        let server = Server { device, engine, inbox, mailbox: Arc::clone(&wake) };
+        let timer = Timer::new(NEVER).expect("a timer");
+        let server = Server { device, engine, inbox, mailbox: Arc::clone(&wake), timer };
         let (swept, completions) = (Swept::More, Vec::new());
         Worker { server, asks, wake, swept, completions, asleep: false }
     }
@@ -57,6 +63,13 @@ impl Worker {
             self.server.wait(self.swept, completions)
         };
         self.asleep = matches!(&waited, Err(error) if error.kind() == ErrorKind::WouldBlock);
+        if self.asleep && self.server.device.lacks_space() {
+            // It has slept long enough.
+            self.completions.push(Completion { tag: TIMER, result: 1 });
+            self.asleep = false;
+            self.swept = self.server.round(&mut self.completions);
+            return;
+        }
         if !self.asleep {
             waited.expect("a simulated engine does not fail");
             self.swept = self.server.round(&mut self.completions);
@@ -64,7 +77,7 @@ impl Worker {
     }
 
     pub(super) fn drain(&self) {
-        self.asks.send(Ask::Drain).expect("the queue lives");
+        self.asks.send(Ask::Drain { leave: true }).expect("the queue lives");
         signal(&self.wake);
     }
 

@@ -150,7 +150,18 @@ fn figures(counters: &Counters) -> Vec<(&'static str, String)> {
         ("Sweeps", counters.sweeps.to_string()),
         ("Refused", format!("{} requests", counters.refused)),
         ("I/O errors", format!("{} requests", counters.io_errors)),
+        ("No space", no_space(counters)),
     ]
+}
+
+fn no_space(counters: &Counters) -> String {
+    let waited = format!("{} writes waited", counters.space_waits);
+    match counters.waiting_for_space {
+        0 => waited,
+        now => {
+            format!("{waited}, {now} wait since {} s", counters.waiting_for_space_ms / 1000)
+        }
+    }
 }
 
 /// What a way costs here, which is what the choice goes by.

@@ -31,6 +31,11 @@ pub const BROKEN: &str = "\
     the guest broke the ring's rules and is not served any more: its driver has to connect anew, \
     or the guest be restarted";
 
+/// What a disk whose writes wait for space is reported as.
+pub const SHORT: &str = "\
+    the guest's writes wait for space in the SR: free some (remove VDIs or snapshots), or give its \
+    file system more; they go on by themselves then";
+
 /// What to do next, and what is wrong.
 pub(super) struct Verdict {
     pub(super) step: Step,
@@ -242,7 +247,8 @@ impl Backend {
 
     /// Adds what is wrong with the ring that is served, or with its not being served.
     fn with_health(&self, verdict: Verdict) -> Verdict {
-        let trouble = self.broken.then(|| BROKEN.to_owned());
+        let wrong = [(self.broken, BROKEN), (self.short, SHORT)];
+        let trouble = wrong.into_iter().find(|(so, _)| *so).map(|(_, text)| text.to_owned());
         Verdict { trouble: trouble.or(verdict.trouble), step: verdict.step }
     }
 }

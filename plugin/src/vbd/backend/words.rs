@@ -83,13 +83,16 @@ pub enum Event {
     Connected(Result<(), ConnectError>),
     /// The answer to [`Action::Disconnect`]: the worker holds nothing of the guest any more.
     Disconnected {
-        /// Whether it answered all that it had taken: false when it died.
+        /// Whether it answered all that it had taken: false when it died, or may have left
+        /// something to the next worker.
         drained: bool,
     },
     /// The answer to [`Action::Publish`].
     Published(Result<(), PublishError>),
     /// The guest broke the ring's rules; the worker stopped serving it.
     RingBroken,
+    /// The guest's writes wait for space, or not any more.
+    Short(bool),
     /// The operator wants the device gone, whatever the guest thinks.
     Forced,
 }

@@ -166,14 +166,19 @@ impl Disk for PretendedDisk {
         })
     }
 
-    fn disconnect(&self, vbd: VbdId) -> Answer<'_, ()> {
+    fn leaves(&self) -> bool {
+        true
+    }
+
+    fn disconnect(&self, vbd: VbdId, leave: bool) -> Answer<'_, bool> {
         Box::pin(async move {
             let mut stuck = self.stuck.subscribe();
             let _ = stuck.wait_for(|stuck| !stuck).await;
             self.check()?;
-            self.calls.lock().unwrap().push(format!("disconnect {vbd}"));
+            let how = if leave { ", leaving what waits" } else { "" };
+            self.calls.lock().unwrap().push(format!("disconnect {vbd}{how}"));
             self.rings.lock().unwrap().remove(&vbd);
-            Ok(())
+            Ok(true)
         })
     }
 
