@@ -9,6 +9,7 @@ pub mod genuine_xenstored;
 pub mod guest;
 pub mod harness;
 pub mod installed;
+pub mod load;
 pub mod message_switch;
 pub mod pause;
 pub mod programs;

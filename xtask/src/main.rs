@@ -14,6 +14,7 @@ mod campaign;
 mod demo;
 mod dist;
 mod fuzz;
+mod load;
 mod packages;
 mod process;
 mod queries;
@@ -49,6 +50,8 @@ enum Command {
     Asan(asan::Options),
     /// Power cuts and deaths by the thousand, each history from a seed.
     Campaign(campaign::Options),
+    /// Many disks under verified I/O, with faults all the while.
+    Load(load::Options),
     /// Measure beside fio and beside the kernel's blkback.
     Bench(bench::Options),
 }
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Command::Fuzz(options) => fuzz::run(&options),
         Command::Asan(options) => asan::run(&options),
         Command::Campaign(options) => campaign::run(&options),
+        Command::Load(options) => load::run(&options),
         Command::Bench(options) => bench::run(&options),
     };
     exit_code(done)

@@ -1,10 +1,9 @@
 //! A disk's life from an empty directory to an empty directory, and what is true in between.
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::process::Command;
 use zerotap_tests::harness::nbd::Client;
 use zerotap_tests::harness::{Disk, Host, Rpc, Vdi, eventually, uuid};
 use zerotap_tests::workload::random::Random;
@@ -314,11 +313,5 @@ impl Life {
 
 /// How many rows a table of the daemon's database has, as any other program sees it.
 fn rows(host: &Host, table: &str) -> anyhow::Result<usize> {
-    let mut sqlite = Command::new("sqlite3");
-    sqlite.args(["-readonly", "-cmd", ".timeout 5000"]).arg(host.state());
-    let said = sqlite.arg(format!("SELECT count(*) FROM {table}")).output().context("sqlite3")?;
-    if !said.status.success() {
-        bail!("sqlite3: {}", String::from_utf8_lossy(&said.stderr));
-    }
-    String::from_utf8(said.stdout)?.trim().parse().context("a number")
+    host.sqlite(&format!("SELECT count(*) FROM {table}"))?.parse().context("a number")
 }

@@ -5,7 +5,6 @@ use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use zerotap_tests::harness::faults::Faults;
 use zerotap_tests::harness::loop_device::LoopDevice;
 use zerotap_tests::harness::nbd::Client;
@@ -233,7 +232,7 @@ impl<'a> History<'a> {
     fn check(&mut self) -> anyhow::Result<()> {
         // What a call left half done is cleared away behind the daemon's first answers.
         eventually("no intent is left", || {
-            Ok((self.sqlite("SELECT count(*) FROM intent")? == "0").then_some(()))
+            Ok((self.host.sqlite("SELECT count(*) FROM intent")? == "0").then_some(()))
         })?;
         let rpc = self.host.rpc();
         let mut told = listed(&rpc, &self.sr)?;
@@ -252,10 +251,10 @@ impl<'a> History<'a> {
         }
         ensure!(told.is_empty(), "volumes that nobody made: {told:?}");
         self.check_files()?;
-        let integrity = self.sqlite("PRAGMA integrity_check")?;
+        let integrity = self.host.sqlite("PRAGMA integrity_check")?;
         ensure!(integrity == "ok", "SQLite: {integrity}");
         for table in ["datapath", "worker"] {
-            let rows = self.sqlite(&format!("SELECT count(*) FROM {table}"))?;
+            let rows = self.host.sqlite(&format!("SELECT count(*) FROM {table}"))?;
             ensure!(rows == "0", "{rows} rows of another boot in {table}");
         }
         eventually("no trouble", || {
@@ -275,14 +274,6 @@ impl<'a> History<'a> {
             ensure!(known || name == "zerotap-sr.json", "{name} is nobody's");
         }
         Ok(())
-    }
-
-    fn sqlite(&self, query: &str) -> anyhow::Result<String> {
-        let mut sqlite = Command::new("sqlite3");
-        sqlite.args(["-readonly", "-cmd", ".timeout 5000"]).arg(self.host.state()).arg(query);
-        let said = sqlite.output().context("sqlite3")?;
-        ensure!(said.status.success(), "sqlite3: {}", String::from_utf8_lossy(&said.stderr));
-        Ok(String::from_utf8(said.stdout)?.trim().to_owned())
     }
 }
 

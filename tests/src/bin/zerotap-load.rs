@@ -1,0 +1,29 @@
+//! The load campaign: many disks under verified I/O, with faults all the while. `cargo xtask load`
+//! starts it. Takes root.
+
+use clap::Parser;
+use std::time::Duration;
+use zerotap_tests::load::{Plan, run};
+
+/// Lets disks live through faults, and compares every byte.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    /// Disks, each of a domain of its own.
+    #[arg(long, default_value_t = 128)]
+    disks: u16,
+    /// How long their guests are at work.
+    #[arg(long, default_value_t = 30)]
+    minutes: u64,
+    /// Of who is struck when.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+fn main() -> anyhow::Result<()> {
+    let Args { disks, minutes, seed } = Args::parse();
+    let plan = Plan { disks, time: Duration::from_secs(60 * minutes), seed };
+    let tally = run(&plan, |line| println!("{line}"))?;
+    println!("nothing is wrong and nothing is left behind: {tally:#?}");
+    Ok(())
+}
