@@ -291,6 +291,50 @@ fn what_a_guest_leaves_behind_is_not_served() {
     source.remove(&rpc).unwrap();
 }
 
+/// Those that only read share a worker: who is deactivated is let go of, and the others go on.
+#[test]
+fn a_reader_that_is_deactivated_is_served_no_more() {
+    use zerotap_tests::blkfront::{Io, Op, Piece};
+    let host = Host::start().unwrap();
+    let rpc = host.rpc();
+    let vdi = host.create_vdi(8 * MIB).unwrap();
+    let disks = [DOMID, 6].map(|domid| vdi.serve(&rpc, domid, true).unwrap());
+    let [mut leaves, mut stays] = [0, 1].map(|n| {
+        let domain = Domain::create(host.sim().dir(), disks[n].domid, 64 << 20, true).unwrap();
+        disks[n].plug(&rpc).unwrap();
+        Blkfront::connect(domain, Options::default()).unwrap()
+    });
+    let read = |front: &mut Blkfront| {
+        let frame = front.domain().frame().unwrap();
+        let pieces = vec![Piece { frame, first: 0, last: 7 }];
+        front.submit(Io { op: Op::Read, sector: 0, pieces }).unwrap();
+        front.push().unwrap();
+    };
+    for front in [&mut leaves, &mut stays] {
+        read(front);
+        assert_eq!(eventually("an answer", || front.complete()).unwrap().status, 0);
+    }
+
+    disks[0].deactivate(&rpc).unwrap();
+    assert_eq!(leaves.domain().uses_in_all(), 0, "no page of the guest is mapped any more");
+    read(&mut leaves);
+    for _ in 0..3 {
+        read(&mut stays);
+        assert_eq!(eventually("an answer", || stays.complete()).unwrap().status, 0);
+    }
+    assert!(leaves.complete().unwrap().is_none(), "its ring is left alone");
+    let trouble = disks[0].stat(&rpc).unwrap().vbd.trouble.expect("its guest waits");
+    assert!(trouble.contains(&disks[0].dp) && trouble.contains("VDI.activate3"), "{trouble}");
+
+    disks[0].activate(&rpc).unwrap();
+    assert_eq!(eventually("an answer", || leaves.complete()).unwrap().status, 0);
+    for disk in &disks {
+        disk.unplug(&rpc, true).unwrap();
+        disk.deactivate(&rpc).unwrap();
+        disk.detach(&rpc).unwrap();
+    }
+}
+
 #[test]
 fn a_dead_domain_leaves_nothing_behind() {
     let host = Host::start().unwrap();

@@ -89,12 +89,15 @@ pub trait Disks: Send + Sync {
 pub enum News {
     /// One is ready.
     Ready(Arc<dyn Disk>),
-    /// One is about to be ended: its rings are to be let go of, then `done` be sent.
+    /// One is about to be ended, or a domain's use of it: its rings are to be let go of, then `done`
+    /// be sent.
     Releasing {
         /// Its id.
         worker: String,
         /// Its VDI.
         vdi: VdiId,
+        /// Whose rings, where others go on.
+        domid: Option<u16>,
         /// To be sent when it serves no ring.
         done: oneshot::Sender<()>,
     },
@@ -113,8 +116,9 @@ impl From<WorkerNews> for News {
     fn from(news: WorkerNews) -> Self {
         match news {
             WorkerNews::Ready(worker) => News::Ready(Arc::new(worker)),
-            WorkerNews::Releasing { worker, done } => {
-                News::Releasing { worker: worker.id().to_owned(), vdi: worker.vdi().clone(), done }
+            WorkerNews::Releasing { worker, domid, done } => {
+                let (id, vdi) = (worker.id().to_owned(), worker.vdi().clone());
+                News::Releasing { worker: id, vdi, domid, done }
             }
             WorkerNews::Died { vdi, worker, text } => News::Died { worker, vdi, why: text },
         }

@@ -296,9 +296,10 @@ impl Watcher {
                     let _ = hold.send(Message::Died(worker.clone(), why.clone())).await;
                 }
             }
-            News::Releasing { worker, vdi, done } => {
+            News::Releasing { worker, vdi, domid, done } => {
                 let mut answers = Vec::new();
-                for (_, hold) in self.of(|of| *of == vdi) {
+                let all = self.of(|of| *of == vdi).into_iter();
+                for (_, hold) in all.filter(|(id, _)| domid.is_none_or(|it| it == id.domid)) {
                     let (sender, answer) = tokio::sync::oneshot::channel();
                     let _ = hold.send(Message::Releasing(worker.clone(), sender)).await;
                     answers.push(answer);

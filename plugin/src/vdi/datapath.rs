@@ -128,12 +128,28 @@ impl Vdi<'_> {
         if let VdiState::Activated(_) = uses.superstate_with(to) {
             // Others go on. Nothing is reopened for them, so no path from superstate to superstate
             // is asked for: who leaves is never refused.
-            return self.change(&uses.this, to).await;
+            return self.leave(&uses, to).await;
         }
         let deactivated = Datapath { state: to, since: now(), ..uses.this };
         self.cease(&deactivated).await?;
         self.log(&deactivated, from);
         Ok(())
+    }
+
+    /// A use ends and others go on: what its domain has connected is let go of first, as by a worker
+    /// that ends.
+    async fn leave(&self, uses: &Uses, to: VdiState) -> Result<(), StorageError> {
+        let Uses { this, others } = uses;
+        let active = |held: &&Datapath| matches!(held.state, VdiState::Activated(_));
+        let mut stays = others.iter().filter(active).map(|held| &held.domain);
+        let domid = this.domain.parse().ok().filter(|_| !stays.any(|it| *it == this.domain));
+        let worker = self.registry.workers.serving(self.id);
+        let Some((domid, worker)) = domid.zip(worker) else { return self.change(this, to).await };
+        self.registry.workers.release(&worker, Some(domid)).await;
+        let changed = self.change(this, to).await;
+        // The domain's disks wait now, or, should that not be remembered, go on.
+        self.registry.workers.tell_anew(worker).await;
+        changed
     }
 
     pub(super) async fn detach(&self, dp: &str) -> Result<(), StorageError> {

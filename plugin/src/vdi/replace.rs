@@ -124,7 +124,7 @@ impl Vdi<'_> {
     ) -> Result<(), String> {
         let Some(alive) = alive else { return end_silent(former).await };
         *released = true;
-        self.registry.workers.release(alive).await;
+        self.registry.workers.release(alive, None).await;
         alive.stop().await.map(drop)
     }
 }

@@ -170,7 +170,7 @@ impl Vdi<'_> {
         let polite = match &entry {
             Entry::Known(handle) => {
                 if handle.end().is_none() {
-                    self.registry.workers.release(handle).await;
+                    self.registry.workers.release(handle, None).await;
                     fault::point!("a worker's rings are let go of");
                 }
                 handle.stop().await.map_err(failed)?

@@ -24,11 +24,13 @@ pub enum WorkerNews {
     /// A worker is ready: VBDs that wait for its VDI can go on. Or its image has grown: they tell
     /// their guests.
     Ready(WorkerHandle),
-    /// A VDI is about to be deactivated. Disconnect its rings, then say so; after
-    /// [`RELEASE_DEADLINE`] the worker is shut down in any case.
+    /// A VDI, or a domain's use of it, is about to be deactivated. Disconnect its rings, then say
+    /// so; after [`RELEASE_DEADLINE`] that is done in any case.
     Releasing {
         /// Who serves it.
         worker: WorkerHandle,
+        /// Whose rings, where others go on.
+        domid: Option<u16>,
         /// To be sent when no ring is served any more.
         done: oneshot::Sender<()>,
     },
@@ -234,14 +236,15 @@ impl Workers {
         self.lives.lock().unwrap_or_else(PoisonError::into_inner).remove(vdi);
     }
 
-    /// Has the VBD side let go of a worker's rings.
-    pub async fn release(&self, worker: &WorkerHandle) {
+    /// Has the VBD side let go of a worker's rings, or of those of one domain.
+    pub async fn release(&self, worker: &WorkerHandle, domid: Option<u16>) {
         let (done, released) = oneshot::channel();
-        self.tell(WorkerNews::Releasing { worker: worker.clone(), done }).await;
+        self.tell(WorkerNews::Releasing { worker: worker.clone(), domid, done }).await;
         if tokio::time::timeout(RELEASE_DEADLINE, released).await.is_err() {
             tracing::warn!(
                 vdi = %worker.vdi(),
-                "its rings are still served after {} s; the worker is shut down all the same",
+                domid,
+                "its rings are still served after {} s; it is deactivated all the same",
                 RELEASE_DEADLINE.as_secs()
             );
         }

@@ -235,7 +235,7 @@ async fn a_domain_that_dies_is_let_go_of() {
 async fn a_vdi_is_deactivated_under_a_guest_and_activated_again() {
     let stage = Stage::connected().await;
     let (done, answer) = tokio::sync::oneshot::channel();
-    let releasing = News::Releasing { worker: "w1".to_owned(), vdi: vdi(), done };
+    let releasing = News::Releasing { worker: "w1".to_owned(), vdi: vdi(), domid: None, done };
     stage.news.send(releasing).await.unwrap();
     answer.await.unwrap();
     assert!(stage.disk.ring(ID).is_none());
