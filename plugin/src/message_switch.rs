@@ -19,7 +19,6 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use link::Link;
 use message::{Key, Message};
-use serde_json::{Map, Value};
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -245,8 +244,8 @@ impl Desk {
     fn begin(&self, waiting: Waiting) -> Job {
         let Waiting { message, key, call } = waiting;
         let outcome = call.map(|call| {
-            let params = named(&call.method, call.params, &key);
-            self.calls.call(&call.method, params)
+            let names = message::volume_name(&key);
+            self.calls.call(&call.method, names, call.params)
         });
         Box::pin(async move {
             let outcome = match outcome {
@@ -256,21 +255,6 @@ impl Desk {
             (message, key, envelope::write(&outcome).into())
         })
     }
-}
-
-/// A volume that a message makes is named by the message where the caller names none: made again,
-/// it is the same.
-fn named(method: &str, mut params: Map<String, Value>, key: &Key) -> Map<String, Value> {
-    if method == "VDI.create"
-        && let Some(Value::Object(info)) = params.get_mut("vdi_info")
-        && !info.keys().any(|name| name.eq_ignore_ascii_case("uuid"))
-        && let Ok(number) = u128::from_str_radix(&key.1, 16)
-    {
-        let bytes = (number ^ u128::from(key.0.cast_unsigned())).to_be_bytes();
-        let uuid = uuid::Builder::from_custom_bytes(bytes).into_uuid();
-        info.insert("uuid".into(), uuid.to_string().into());
-    }
-    params
 }
 
 /// Answers in the order in which calls were finished.

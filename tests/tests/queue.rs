@@ -80,12 +80,18 @@ impl Site {
         scan[0].as_array().unwrap().len()
     }
 
-    /// Nothing is left, and nothing was done that the genuine switch would not take.
-    fn end(self) {
+    /// Waits until every message is acknowledged: before that, one that is delivered again is the
+    /// same delivery.
+    fn acknowledged(&self) {
         eventually("every message is acknowledged", || {
             Ok((self.switch.waiting() == 0).then_some(()))
         })
         .unwrap();
+    }
+
+    /// Nothing is left, and nothing was done that the genuine switch would not take.
+    fn end(self) {
+        self.acknowledged();
         self.switch.check().unwrap();
     }
 }
@@ -129,6 +135,7 @@ fn a_message_delivered_twice_is_done_once() {
     let attached = caller.raw_answer(attach).unwrap();
     caller.result("VDI.detach", &site.dp(vdi, "a")).unwrap();
     for restarted in [false, true] {
+        site.acknowledged();
         if restarted {
             site.host.kill_daemon().unwrap();
             site.host.start_daemon().unwrap();
@@ -202,8 +209,7 @@ fn ten_delivered_ten_times_more_newest_first_are_done_once() {
         assert_eq!(answer["error"], Value::Null, "in order none of them is refused");
     }
     for round in 0..10 {
-        eventually("all are acknowledged", || Ok((site.switch.waiting() == 0).then_some(())))
-            .unwrap();
+        site.acknowledged();
         assert_eq!(site.superstate(&vdi), "Detached");
         assert_eq!(site.vdis(), 5, "two new ones, a snapshot and a clone");
         site.switch.deliver_again(&ids);

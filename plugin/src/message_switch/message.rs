@@ -4,6 +4,7 @@
 
 use serde::Deserialize;
 use serde_json::Value;
+use uuid::Uuid;
 
 /// A call that waits in our queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +27,14 @@ impl Message {
         let bytes = reply_queue.bytes().chain([0]).chain(self.payload.bytes());
         (self.id, format!("{:032x}", fnv(bytes)))
     }
+}
+
+/// What a volume is named that a message makes and whose caller names none: made again, it is the
+/// same.
+pub(super) fn volume_name(key: &Key) -> Uuid {
+    let digest = u128::from_str_radix(&key.1, 16).expect("a digest is 128 bits in hexadecimal");
+    let bytes = (digest ^ u128::from(key.0.cast_unsigned())).to_be_bytes();
+    uuid::Builder::from_custom_bytes(bytes).into_uuid()
 }
 
 /// FNV-1a of 128 bits: equal on every machine and in every version.

@@ -17,6 +17,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tracing::Instrument;
+use uuid::Uuid;
 use zerotap_rpc_schema::error::number;
 use zerotap_rpc_schema::{Method, StorageError, deadline_of};
 
@@ -24,7 +25,7 @@ use zerotap_rpc_schema::{Method, StorageError, deadline_of};
 const DBG_CHARS_MAX: usize = 200;
 
 type Call = Box<
-    dyn Fn(Arc<Core>, Map<String, Value>) -> BoxFuture<'static, Result<String, StorageError>>
+    dyn Fn(Arc<Core>, Uuid, Map<String, Value>) -> BoxFuture<'static, Result<String, StorageError>>
         + Send
         + Sync,
 >;
@@ -43,7 +44,7 @@ pub struct Calls {
 
 impl Calls {
     /// Calls a method with named parameters, read tolerantly; the result is JSON. It may be
-    /// dropped: what it began goes on.
+    /// dropped: what it began goes on. `names`: what a volume is named that it makes.
     ///
     /// # Errors
     /// `Unimplemented` for a name that the table has not; parameters that make no sense; the
@@ -51,10 +52,11 @@ impl Calls {
     pub fn call(
         &self,
         method: &str,
+        names: Uuid,
         params: Map<String, Value>,
     ) -> BoxFuture<'static, Result<String, StorageError>> {
         match self.by_name.get(method) {
-            Some(call) => call(Arc::clone(&self.core), params),
+            Some(call) => call(Arc::clone(&self.core), names, params),
             None => {
                 let error = StorageError::Unimplemented(method.into());
                 Box::pin(std::future::ready(Err(error)))
@@ -118,7 +120,8 @@ impl Table {
                     remote.admit(M::NAME)?;
                 }
                 let peer = extensions.get::<Peer>().copied();
-                let peer = peer.unwrap_or(Peer { uid: u32::MAX, gid: u32::MAX, pid: 0 });
+                let peer =
+                    peer.unwrap_or(Peer { uid: u32::MAX, gid: u32::MAX, pid: 0, names: None });
                 let counted = core.calls.begin(M::NAME);
                 let (params, dbg) = match parse::<M::Params>(M::NAME, params.as_str()) {
                     Ok(parsed) => parsed,
@@ -138,7 +141,7 @@ impl Table {
             },
         );
         registered.expect("a method is added once");
-        let call: Call = Box::new(move |core, params| {
+        let call: Call = Box::new(move |core, names, params| {
             let dbg = dbg_of(&params);
             let params = match tolerant::read::<M::Params>(Value::Object(params)) {
                 Ok(params) => params,
@@ -149,7 +152,7 @@ impl Table {
                 }
             };
             let span = tracing::info_span!("call", method = M::NAME, queue = true, dbg);
-            let ours = Peer { uid: 0, gid: 0, pid: 0 };
+            let ours = Peer { uid: 0, gid: 0, pid: 0, names: Some(names) };
             let work = handler(Arc::clone(&core), ours, params).instrument(span);
             Box::pin(async move {
                 let counted = core.calls.begin(M::NAME);

@@ -5,6 +5,7 @@
 
 use std::io;
 use tokio::net::UnixStream;
+use uuid::Uuid;
 
 /// A client's process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +16,8 @@ pub struct Peer {
     pub gid: u32,
     /// Its process id, 0 where it is in a pid namespace that we can't see.
     pub pid: i32,
+    /// For a call that may come twice: what a volume is named that it makes, made again the same.
+    pub names: Option<Uuid>,
 }
 
 /// Who may connect, besides root.
@@ -43,6 +46,7 @@ impl Peer {
             uid: credentials.uid(),
             gid: credentials.gid(),
             pid: credentials.pid().unwrap_or(0),
+            names: None,
         })
     }
 
@@ -74,7 +78,7 @@ mod tests {
     #[test]
     fn root_owner_and_group_may_and_nobody_else() {
         let allowed = Allowed { uid: 7, gid: 8 };
-        let peer = |uid, gid| Peer { uid, gid, pid: 0 };
+        let peer = |uid, gid| Peer { uid, gid, pid: 0, names: None };
         assert!(peer(0, 1).is_allowed(allowed));
         assert!(peer(7, 1).is_allowed(allowed));
         assert!(peer(1, 8).is_allowed(allowed));

@@ -9,8 +9,8 @@ use crate::vdi::actor::Edit;
 use std::sync::Arc;
 use zerotap_rpc_schema::error::number;
 use zerotap_rpc_schema::smapi2::{
-    Mode, Pairs, ProbeResult, QueryResult, SrCreateParams, VdiAttachParams, VdiCopyParams, VdiInfo,
-    VdiRevertParams,
+    Mode, Pairs, ProbeResult, QueryResult, SrCreateParams, VdiAttachParams, VdiCopyParams,
+    VdiCreateParams, VdiInfo, VdiRevertParams,
 };
 use zerotap_rpc_schema::{StorageError, table};
 
@@ -146,8 +146,10 @@ pub(super) fn as_clone(source: VdiInfo) -> VdiInfo {
 }
 
 fn volumes(table: &mut Table) {
-    table.add::<table::VdiCreate, _, _>(|core, params| async move {
-        core.registry.create(&params.sr, params.vdi_info).await
+    table.add_for_peer::<table::VdiCreate, _, _>(|core, peer, params| async move {
+        let VdiCreateParams { sr, mut vdi_info, .. } = params;
+        vdi_info.uuid = vdi_info.uuid.or(peer.names.map(|uuid| uuid.to_string()));
+        core.registry.create(&sr, vdi_info).await
     });
     table.add::<table::VdiDestroy, _, _>(|core, params| async move {
         core.registry.destroy(&VdiId::new(params.sr, params.vdi)).await
@@ -155,15 +157,15 @@ fn volumes(table: &mut Table) {
     table.add::<table::VdiStat, _, _>(|core, params| async move {
         core.srs.get(&params.sr)?.run(move |file| file.volume_info(&params.vdi)).await
     });
-    table.add::<table::VdiSnapshot, _, _>(|core, params| async move {
+    table.add_for_peer::<table::VdiSnapshot, _, _>(|core, peer, params| async move {
         let VdiCopyParams { sr, vdi_info, .. } = params;
         let source = VdiId::new(sr, vdi_info.vdi.clone());
-        core.registry.copy(&source, as_snapshot(vdi_info, &now())).await
+        core.registry.copy(&source, as_snapshot(vdi_info, &now()), peer.names).await
     });
-    table.add::<table::VdiClone, _, _>(|core, params| async move {
+    table.add_for_peer::<table::VdiClone, _, _>(|core, peer, params| async move {
         let VdiCopyParams { sr, vdi_info, .. } = params;
         let source = VdiId::new(sr, vdi_info.vdi.clone());
-        core.registry.copy(&source, as_clone(vdi_info)).await
+        core.registry.copy(&source, as_clone(vdi_info), peer.names).await
     });
     table.add::<table::VdiRevert, _, _>(|core, params| async move {
         let VdiRevertParams { sr, snapshot_info, .. } = params;

@@ -182,7 +182,7 @@ async fn copy(
     let mut source = core.srs.get(&sr)?.run(move |file| file.volume_info(&of)).await?;
     let fresh = VdiInfo::new("", 0);
     (source.snapshot_time, source.snapshot_of) = (fresh.snapshot_time, String::new());
-    let made = core.registry.copy(&VdiId::new(sr.clone(), key), wanted(source)).await?;
+    let made = core.registry.copy(&VdiId::new(sr.clone(), key), wanted(source), None).await?;
     look_at(core, &sr, made.vdi).await
 }
 

@@ -62,20 +62,12 @@ impl Record {
 }
 
 impl FileSr {
-    /// What a copy of `source` as `wanted` would be: a new key, the source's size. Nothing is made
-    /// yet.
+    /// What a copy of `source` as `wanted` would be: under `key`, of the source's size. Nothing is
+    /// made yet.
     ///
     /// # Errors
     /// No such volume; a block device, which cannot be copied within its SR.
-    pub fn plan_copy(&self, source: &str, wanted: VdiInfo) -> Result<Record, StorageError> {
-        self.plan_copy_as(uuid::Uuid::new_v4().to_string(), source, wanted)
-    }
-
-    /// The same with a given key.
-    ///
-    /// # Errors
-    /// As [`FileSr::plan_copy`].
-    pub fn plan_copy_as(
+    pub fn plan_copy(
         &self,
         key: String,
         source: &str,
@@ -241,7 +233,7 @@ mod tests {
     #[test]
     fn a_copy_has_the_content_and_a_life_of_its_own() {
         let (dir, sr, key) = sr_with_a_volume();
-        let planned = sr.plan_copy(&key, VdiInfo::new("copy", 0)).expect("planned");
+        let planned = sr.plan_copy("copy".into(), &key, VdiInfo::new("copy", 0)).expect("planned");
         let copy = sr.copy(&key, &planned, false, &Progress::default()).expect("copied");
         assert_eq!((copy.virtual_size, copy.name_label.as_str()), (8 << 20, "copy"));
         assert!(copy.physical_utilisation < 1 << 20, "holes stay holes: {copy:?}");

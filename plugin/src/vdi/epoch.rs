@@ -45,7 +45,7 @@ impl Vdi<'_> {
         }
         let (key, boot) = (self.id.vdi.clone(), boot_key(&self.id.vdi));
         let wanted = VdiInfo { is_a_snapshot: false, ..source };
-        let record = place.run(move |file| file.plan_copy_as(boot, &key, wanted)).await?;
+        let record = place.run(move |file| file.plan_copy(boot, &key, wanted)).await?;
         self.copy(record).await?;
         tracing::info!(vdi = %self.id, "what its guest writes will be forgotten");
         Ok(())

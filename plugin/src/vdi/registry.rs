@@ -5,6 +5,7 @@
 
 use crate::sr::Srs;
 use crate::sr::attached::internal;
+use crate::sr::file::FileSr;
 use crate::sr::record::Record;
 use crate::state::{Commits, Datapath, State};
 use crate::vdi::VdiId;
@@ -18,6 +19,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
+use uuid::Uuid;
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::admin::Unlocked;
 use zerotap_rpc_schema::error::number;
@@ -194,7 +196,8 @@ impl Registry {
         self.ask(&vdi, |reply| Command::Create { record: Box::new(record), reply }).await
     }
 
-    /// VDI.snapshot and VDI.clone: a new VDI, as `wanted`, with the content of `vdi`.
+    /// VDI.snapshot and VDI.clone: a new VDI, as `wanted`, with the content of `vdi`. `name`: its
+    /// key, where the call may come twice; made already, it stays as it is.
     ///
     /// # Errors
     /// No such VDI; no space; it is in use and the file system cannot share extents.
@@ -202,9 +205,18 @@ impl Registry {
         self: &Arc<Self>,
         vdi: &VdiId,
         wanted: VdiInfo,
+        name: Option<Uuid>,
     ) -> Result<VdiInfo, StorageError> {
-        let (place, key) = (self.srs.get(&vdi.sr)?, vdi.vdi.clone());
-        let record: Record = place.run(move |file| file.plan_copy(&key, wanted)).await?;
+        let place = self.srs.get(&vdi.sr)?;
+        if let Some(key) = name.map(|name| name.to_string()) {
+            match place.run(move |file| file.volume_info(&key)).await {
+                Err(StorageError::VdiDoesNotExist(_)) => {}
+                made => return made,
+            }
+        }
+        let (source, key) = (vdi.vdi.clone(), name.unwrap_or_else(Uuid::new_v4).to_string());
+        let plan = move |file: &FileSr| file.plan_copy(key, &source, wanted);
+        let record: Record = place.run(plan).await?;
         self.ask(vdi, |reply| Command::Copy { record: Box::new(record), reply }).await
     }
 

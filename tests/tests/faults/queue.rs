@@ -66,8 +66,16 @@ impl Stubborn<'_> {
     }
 }
 
-/// From create to destroy.
-fn live(switch: &std::path::Path, sr: &str) -> anyhow::Result<()> {
+/// The keys of an SR's volumes.
+fn keys(xapi: &mut Stubborn<'_>, sr: &str) -> anyhow::Result<Vec<String>> {
+    let scan = xapi.ask("SR.scan2", &json!({"dbg": "t", "sr": sr}))?;
+    let volumes = scan[0].as_array().context("volumes")?;
+    volumes.iter().map(|it| Ok(it["vdi"].as_str().context("a key")?.to_owned())).collect()
+}
+
+/// From create to destroy. `once`: the switch keeps what it was told, so that each call is done
+/// once, whatever becomes of the daemon.
+fn live(switch: &std::path::Path, sr: &str, once: bool) -> anyhow::Result<()> {
     let mut xapi = Stubborn::new(switch);
     let info = json!({"vdi": "", "name_label": "queue", "virtual_size": 1 << 20});
     let made = xapi.ask("VDI.create", &json!({"dbg": "t", "sr": sr, "vdi_info": info}))?;
@@ -81,7 +89,15 @@ fn live(switch: &std::path::Path, sr: &str) -> anyhow::Result<()> {
     ensure!(stat["vdi"] == vdi, "{stat}");
     xapi.ask("VDI.deactivate", &dp)?;
     xapi.ask("VDI.detach", &dp)?;
-    xapi.ask("VDI.destroy", &json!({"dbg": "t", "sr": sr, "vdi": vdi}))?;
+    for method in ["VDI.snapshot", "VDI.clone"] {
+        let info = json!({"vdi": vdi, "name_label": "copy", "virtual_size": 0, "uuid": vdi});
+        xapi.ask(method, &json!({"dbg": "t", "sr": sr, "vdi_info": info}))?;
+    }
+    let keys = keys(&mut xapi, sr)?;
+    ensure!(keys.len() == 3 || !once, "a disk, a snapshot and a clone, and not {keys:?}");
+    for vdi in keys {
+        xapi.ask("VDI.destroy", &json!({"dbg": "t", "sr": sr, "vdi": vdi}))?;
+    }
     Ok(())
 }
 
@@ -94,10 +110,10 @@ pub(crate) fn with(site: &mut Site, faults: &Faults, fault: Fault, number: usize
         Fault::Daemon => faults.arm(number).unwrap(),
         Fault::Switch | Fault::SwitchWithQueues => faults.arm_hold(number).unwrap(),
     }
-    let socket = switch.socket().to_owned();
+    let (socket, once) = (switch.socket().to_owned(), fault == Fault::Daemon);
     let mut passed = Vec::new();
     std::thread::scope(|scope| {
-        let life = scope.spawn(|| live(&socket, &sr));
+        let life = scope.spawn(|| live(&socket, &sr, once));
         while !life.is_finished() {
             if fault == Fault::Daemon && host.daemon_has_ended().unwrap() {
                 passed = faults.disarm().unwrap();
