@@ -8,10 +8,12 @@ use crate::sr::owner::Identity;
 use crate::sr::publish;
 use crate::sr::record::{Record, is_boot_key};
 use crate::sr::rules::Rules;
+use crate::sr::volume::tell;
 use rustix::fs::{Mode, OFlags, StatVfs};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::error::number;
@@ -181,7 +183,9 @@ impl FileSr {
     /// Anything that keeps the list from being complete.
     pub fn scan(&self) -> Result<(Vec<VdiInfo>, SrInfo), StorageError> {
         let info = self.stat()?;
-        let tell = |record: Record| (!is_boot_key(&record.key)).then(|| self.tell(&record));
+        let tell = |dir: &OwnedFd, record: Record| {
+            (!is_boot_key(&record.key)).then(|| tell(dir, Path::new(""), &record))
+        };
         Ok((self.catalog.map(tell)?.into_iter().flatten().collect(), info))
     }
 

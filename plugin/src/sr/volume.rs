@@ -11,10 +11,9 @@ use crate::sr::image::{self, Image};
 use crate::sr::publish;
 use crate::sr::record::{Record, is_boot_key, is_key, round_up};
 use crate::sr::rules::TRANSFER;
-use rustix::fs::{FallocateFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, statat};
 use rustix::io::Errno;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::error::number;
@@ -62,14 +61,9 @@ impl FileSr {
         Ok(told.map(|record| (self.tell(record), record.keys())).collect())
     }
 
-    /// Data blocks in use, bytes. A missing data file has none: activation tells of it.
+    /// A volume, as SMAPIv2 tells of it.
     pub(super) fn tell(&self, record: &Record) -> VdiInfo {
-        let in_use = match record.device {
-            Some(_) => record.virtual_size,
-            None => std::fs::metadata(self.dir.join(Record::data_file(&record.key)))
-                .map_or(0, |data| i64::try_from(data.blocks() * 512).unwrap_or(i64::MAX)),
-        };
-        record.info(in_use)
+        tell(rustix::fs::CWD, &self.dir, record)
     }
 
     /// What a volume as `wanted` would be: key, size and place decided, nothing made yet.
@@ -293,6 +287,17 @@ impl FileSr {
         );
         Err(StorageError::backend(number::SR_NO_SPACE, text))
     }
+}
+
+/// A volume of the SR in `dir`, beneath `at`. Data blocks in use, bytes: a missing data file has
+/// none, activation tells of it.
+pub(super) fn tell(at: impl AsFd, dir: &Path, record: &Record) -> VdiInfo {
+    let data = || statat(at, dir.join(Record::data_file(&record.key)), AtFlags::empty());
+    let in_use = match record.device {
+        Some(_) => record.virtual_size,
+        None => data().map_or(0, |data| data.st_blocks.saturating_mul(512)),
+    };
+    record.info(in_use)
 }
 
 /// Makes the file `to` bytes long, with its blocks where they are wanted.
