@@ -29,6 +29,7 @@ pub(crate) fn refusal(ask: &Ask, newest: u32) -> Option<String> {
         Ask::Connect { bounds: Some(_), .. } if newest < 3 => {
             Some("unknown field `bounds`".to_owned())
         }
+        Ask::Copy if newest < 4 => Some("unknown variant `copy`".to_owned()),
         _ => None,
     }
 }

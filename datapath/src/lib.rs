@@ -9,6 +9,7 @@
 
 mod arena;
 pub mod control;
+pub mod copy;
 pub mod device;
 mod elder;
 pub mod engine;

@@ -3,6 +3,7 @@
 //! Queues share nothing that changes, so that none waits for another. The worker's first thread
 //! starts a queue, asks it for its counters and tells it to drain; it decides nothing else.
 
+use crate::copy::{Hold, ImageCopy, Moving};
 use crate::device::{ConnectFailed, Device, Ring, Swept};
 use crate::engine::{Completion, Engine, Tag};
 use crate::image::Image;
@@ -30,8 +31,12 @@ const SPACE_PAUSE: Duration = Duration::from_secs(1);
 /// What a queue is told.
 #[derive(Debug)]
 enum Ask {
-    /// All queues of the VBD are connected: take requests.
-    Serve,
+    /// All queues of the VBD are connected: take requests. By a hold, if the image is copied.
+    Serve(Option<Hold>),
+    /// The image is about to be copied.
+    Copy(Hold, Moving),
+    /// It no longer is.
+    Copied,
     /// Send the counters there.
     Tell(SyncSender<VbdCounters>),
     /// Take no more requests; end when those taken are answered, or `leave` what waits for space to
@@ -59,9 +64,16 @@ pub struct Queue {
 }
 
 /// Tells, however the thread ends.
-struct End {
+pub(crate) struct End {
     done: Arc<AtomicBool>,
     ended: Arc<OwnedFd>,
+}
+
+impl End {
+    /// Sets `done`, then makes `ended` readable.
+    pub(crate) fn new(done: &Arc<AtomicBool>, ended: &Arc<OwnedFd>) -> End {
+        End { done: Arc::clone(done), ended: Arc::clone(ended) }
+    }
 }
 
 impl Drop for End {
@@ -90,7 +102,7 @@ impl Queue {
         let (connected, answer) = sync_channel(1);
         let (mailbox, image) = (Arc::clone(&wake), Arc::clone(image));
         let done = Arc::new(AtomicBool::new(false));
-        let end = End { done: Arc::clone(&done), ended: Arc::clone(ended) };
+        let end = End::new(&done, ended);
         let span = tracing::Span::current();
         let port = ring.port;
         let thread = std::thread::Builder::new().name(format!("queue {port}"));
@@ -113,9 +125,19 @@ impl Queue {
         Ok(Queue { thread, asks, wake, done, told: VbdCounters::new(vbd) })
     }
 
-    /// Begins to take requests.
-    pub fn serve(&self) {
-        self.ask(Ask::Serve);
+    /// Begins to take requests. `copy`: the one of the image that is being made.
+    pub fn serve(&self, copy: Option<&Arc<ImageCopy>>) {
+        self.ask(Ask::Serve(copy.map(|copy| Hold::new(copy, &self.wake))));
+    }
+
+    /// Changes nothing any more that is not copied yet; `moving` is dropped once that is so.
+    pub fn copy(&self, copy: &Arc<ImageCopy>, moving: Moving) {
+        self.ask(Ask::Copy(Hold::new(copy, &self.wake), moving));
+    }
+
+    /// The copy is over.
+    pub fn copied(&self) {
+        self.ask(Ask::Copied);
     }
 
     /// Takes no more requests; the thread ends when those taken are answered, or left in the
@@ -167,7 +189,8 @@ impl Queue {
     }
 }
 
-fn signal(eventfd: &OwnedFd) {
+/// Makes an eventfd readable.
+pub(crate) fn signal(eventfd: &OwnedFd) {
     // It fails only when it is readable already.
     let _ = rustix::io::write(eventfd, &1u64.to_ne_bytes());
 }
@@ -179,6 +202,8 @@ struct Server {
     inbox: Receiver<Ask>,
     mailbox: Arc<OwnedFd>,
     timer: Timer,
+    /// Writes may be under way that began before the copy.
+    moving: Option<Moving>,
 }
 
 impl Server {
@@ -194,14 +219,15 @@ impl Server {
         let device = Device::connect(vbd, ring, image, &mailbox);
         let device = device.map_err(|problem: ConnectFailed| problem.to_string())?;
         let timer = Timer::new(SPACE_PAUSE).map_err(|errno| format!("make a timer: {errno}"))?;
-        Ok(Server { device, engine, inbox, mailbox, timer })
+        Ok(Server { device, engine, inbox, mailbox, timer, moving: None })
     }
 
     /// Serves until drained.
     fn run(mut self) -> LastWords {
-        if !matches!(self.inbox.recv(), Ok(Ask::Serve)) {
+        let Ok(Ask::Serve(hold)) = self.inbox.recv() else {
             return LastWords { counters: self.device.counters(), left: false };
-        }
+        };
+        self.device.hold(hold, &mut self.engine);
         self.engine.wait_readable(self.mailbox.as_fd(), MAILBOX);
         let mut completions: Vec<Completion> = Vec::with_capacity(1024);
         let mut swept = Swept::More;
@@ -232,6 +258,9 @@ impl Server {
         self.device.flush_answers();
         if self.device.lacks_space() && self.timer.set() {
             self.engine.wait_readable(self.timer.as_fd(), TIMER);
+        }
+        if self.moving.is_some() && !self.device.writes() {
+            self.moving = None;
         }
         swept
     }
@@ -270,7 +299,15 @@ impl Server {
         self.engine.wait_readable(self.mailbox.as_fd(), MAILBOX);
         while let Ok(ask) = self.inbox.try_recv() {
             match ask {
-                Ask::Serve => {}
+                Ask::Serve(_) => {}
+                Ask::Copy(hold, moving) => {
+                    self.device.hold(Some(hold), &mut self.engine);
+                    self.moving = Some(moving);
+                }
+                Ask::Copied => {
+                    self.moving = None;
+                    self.device.hold(None, &mut self.engine);
+                }
                 Ask::Tell(tell) => {
                     // Who asked may have given up.
                     let _ = tell.try_send(self.device.counters());
@@ -279,6 +316,7 @@ impl Server {
             }
         }
         self.device.unpark(&mut self.engine);
+        self.device.retry_held(&mut self.engine);
     }
 }
 

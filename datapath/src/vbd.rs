@@ -1,5 +1,6 @@
 //! A connected VBD: its queues, started, asked and ended together. Called by the worker.
 
+use crate::copy::{ImageCopy, Moving};
 use crate::device::Ring;
 use crate::image::Image;
 use crate::queue::Queue;
@@ -30,8 +31,11 @@ pub struct Common {
     pub image: Arc<Image>,
     /// By what each queue does its I/O.
     pub engine: EngineKind,
-    /// Becomes readable when a queue has ended.
+    /// Becomes readable when a queue, or a copy, has ended, or an NBD client's write may be tried
+    /// again.
     pub ended: Arc<OwnedFd>,
+    /// The copy of the image that is being made.
+    pub copy: Option<Arc<ImageCopy>>,
 }
 
 /// How a VBD is to be served.
@@ -115,7 +119,7 @@ impl Vbd {
                 }
             }
         }
-        queues.iter().for_each(Queue::serve);
+        queues.iter().for_each(|queue| queue.serve(common.copy.as_ref()));
         let mut past = past.unwrap_or_else(|| VbdCounters::new(id));
         past.broken = false;
         Ok(Vbd { id, parameters, queues, past, left: false })
@@ -131,6 +135,16 @@ impl Vbd {
     /// journals.
     pub fn drain(&self, leave: bool) {
         self.queues.iter().for_each(|queue| queue.drain(leave));
+    }
+
+    /// Changes nothing any more that is not copied yet. `moving` is dropped once that is so.
+    pub fn copy(&self, copy: &Arc<ImageCopy>, moving: &Moving) {
+        self.queues.iter().for_each(|queue| queue.copy(copy, moving.clone()));
+    }
+
+    /// The copy is over.
+    pub fn copied(&self) {
+        self.queues.iter().for_each(Queue::copied);
     }
 
     /// Takes note of queues that have ended; true when all have, and nothing of the guest is held.

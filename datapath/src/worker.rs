@@ -2,6 +2,7 @@
 //! served by a thread of its own.
 
 use crate::control::{CONNECTIONS_MAX, Connection, HangUp};
+use crate::copy::{Hold, Moving, Work};
 use crate::elder;
 use crate::engine::{Completion, Engine, Tag, Unavailable};
 use crate::image::Image;
@@ -77,6 +78,16 @@ struct Waiter {
     id: u64,
 }
 
+/// A copy that is being made.
+#[derive(Debug)]
+struct Copying {
+    work: Work,
+    /// Who is told, unless they have hung up.
+    waiter: Option<Waiter>,
+    /// NBD clients' requests of before are under way.
+    moving: Option<Moving>,
+}
+
 /// The worker.
 #[derive(Debug)]
 pub struct Worker {
@@ -88,6 +99,7 @@ pub struct Worker {
     vbds: Vec<Vbd>,
     nbd: Option<Server>,
     waiters: Vec<(VbdId, Waiter)>,
+    copying: Option<Copying>,
     past: BTreeMap<VbdId, VbdCounters>,
     connections: [Option<Connection>; CONNECTIONS_MAX],
     shutdown: Option<Waiter>,
@@ -123,10 +135,12 @@ impl Worker {
                 image: Arc::new(given.image),
                 engine: given.engine.kind,
                 ended: Arc::new(ended),
+                copy: None,
             },
             choice: given.engine,
             vbds: Vec::new(),
             waiters: Vec::new(),
+            copying: None,
             past: BTreeMap::new(),
             connections: std::array::from_fn(|_| None),
             shutdown: None,
@@ -146,6 +160,7 @@ impl Worker {
             for completion in completions.drain(..) {
                 self.dispatch(completion);
             }
+            self.still_nbd();
             if let Some(nbd) = &mut self.nbd {
                 nbd.serve(&mut self.engine);
             }
@@ -196,12 +211,14 @@ impl Worker {
         }
     }
 
-    /// Queues have ended: VBDs without any are gone.
+    /// Queues have ended: VBDs without any are gone. A copy is further, or over.
     fn reap(&mut self) {
         let mut count = [0; 8];
         // Emptied before the queues are looked at: one that ends later signals anew.
         let _ = rustix::io::read(&self.common.ended, &mut count);
         self.engine.wait_readable(self.common.ended.as_fd(), ENDED);
+        self.nbd.iter_mut().for_each(Server::retry_held);
+        self.end_copy();
         let gone: Vec<Vbd> = self.vbds.extract_if(.., Vbd::reap).collect();
         for mut vbd in gone {
             let id = vbd.id();
@@ -242,7 +259,7 @@ impl Worker {
                 Ok(Some(request)) => {
                     // A read may bring lines before the one that its descriptors belong to.
                     let descriptors = match request.ask {
-                        Ask::Connect { .. } => connection.take_descriptors(),
+                        Ask::Connect { .. } | Ask::Copy => connection.take_descriptors(),
                         _ => Vec::new(),
                     };
                     self.obey(number, request, descriptors);
@@ -259,6 +276,12 @@ impl Worker {
             (_, Err(HangUp)) => {
                 // Its place goes to the next one, who must not get the answers it waited for.
                 self.waiters.retain(|(_, waiter)| waiter.connection != number);
+                let copying = self.copying.iter_mut();
+                for copying in
+                    copying.filter(|it| it.waiter.is_some_and(|it| it.connection == number))
+                {
+                    copying.waiter = None;
+                }
                 self.connections[index] = None;
             }
             (None, Ok(())) => {}
@@ -297,6 +320,10 @@ impl Worker {
                 nbd: self.nbd.as_ref().map(Server::counters).unwrap_or_default(),
             },
             Ask::Resize { sectors } => self.resize(sectors),
+            Ask::Copy => match self.copy(waiter, descriptors) {
+                Ok(()) => return,
+                Err(text) => Answer::Error { text },
+            },
             Ask::Shutdown => {
                 self.shutdown = Some(waiter);
                 self.nbd.iter_mut().for_each(Server::drain);
@@ -338,6 +365,52 @@ impl Worker {
         self.nbd.iter_mut().for_each(|nbd| nbd.grow(sectors));
         tracing::info!(sectors, "grown");
         Answer::Done
+    }
+
+    /// Has all whom it serves stand still for a moment, and the copy made.
+    fn copy(&mut self, waiter: Waiter, descriptors: Vec<OwnedFd>) -> Result<(), String> {
+        if self.copying.is_some() {
+            return Err("the image is being copied already".to_owned());
+        }
+        let Ok([to]) = <[OwnedFd; 1]>::try_from(descriptors) else {
+            return Err("a copy wants one file".to_owned());
+        };
+        let started = Work::start(&self.common.image, to, &self.common.ended);
+        let (work, moving) = started.map_err(|error| format!("copy the image: {error}"))?;
+        self.vbds.iter().for_each(|vbd| vbd.copy(work.copy(), &moving));
+        self.nbd.iter_mut().for_each(Server::pause);
+        self.common.copy = Some(Arc::clone(work.copy()));
+        self.copying = Some(Copying { work, waiter: Some(waiter), moving: Some(moving) });
+        Ok(())
+    }
+
+    /// Once nothing of before the copy is under way, NBD clients go on, by the copy.
+    fn still_nbd(&mut self) {
+        let Some(copying) = self.copying.as_mut().filter(|copying| copying.moving.is_some()) else {
+            return;
+        };
+        if self.nbd.as_ref().is_none_or(Server::quiet) {
+            copying.moving = None;
+            let hold = Hold::new(copying.work.copy(), &self.common.ended);
+            self.nbd.iter_mut().for_each(|nbd| nbd.resume(Some(hold.clone())));
+        }
+    }
+
+    fn end_copy(&mut self) {
+        let Some(Copying { work, waiter, .. }) = self.copying.take_if(|it| it.work.is_over())
+        else {
+            return;
+        };
+        self.common.copy = None;
+        self.vbds.iter().for_each(Vbd::copied);
+        self.nbd.iter_mut().for_each(|nbd| nbd.resume(None));
+        let answer = match work.outcome() {
+            Ok(()) => Answer::Done,
+            Err(errno) => Answer::Error { text: format!("copy the image: {errno}") },
+        };
+        if let Some(waiter) = waiter {
+            self.reply(waiter, answer);
+        }
     }
 
     fn connect(&mut self, vbd: VbdId, order: Order) -> Answer {
@@ -390,6 +463,7 @@ impl Worker {
     fn finished(&self) -> bool {
         self.shutdown.is_some()
             && self.vbds.is_empty()
+            && self.copying.is_none()
             && self.nbd.as_ref().is_none_or(Server::drained)
     }
 

@@ -4,10 +4,10 @@
 //! [`LINE_BYTES_MAX`] long, a newline at its end. The daemon numbers its requests, the worker
 //! answers each with the same number, not always in order (a disconnect waits until the disk has
 //! drained).
-//! `Connect` carries descriptors (SCM_RIGHTS) with the first byte of its line.
+//! `Connect` and `Copy` carry descriptors (SCM_RIGHTS) with the first byte of its line.
 //! The daemon opens with [`Ask::Hello`] and the newest protocol that it speaks. The worker answers
 //! with the newest that both speak; one of protocol 1 refuses all but that, and is asked again.
-//! Protocol 2 has journals, 3 has bounds.
+//! Protocol 2 has journals, 3 has bounds, 4 makes copies of the image.
 
 pub use crate::counters::{Counters, VbdCounters};
 use crate::engine::{EngineChoice, EngineKind};
@@ -15,7 +15,7 @@ pub use crate::nbd::NbdCounters;
 use serde::{Deserialize, Serialize};
 
 /// The version of this protocol.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 /// The oldest version that daemon and worker still speak: they are not upgraded together.
 pub const PROTOCOL_OLDEST: u32 = 1;
 /// The longest line that either side accepts, newline included.
@@ -214,6 +214,10 @@ pub enum Ask {
         /// The new capacity in 512-byte sectors; never fewer than before.
         sectors: u64,
     },
+    /// Make a copy of the image as it is at one moment, while it is in use. Carries the descriptor of
+    /// an empty file, to be written, with which the image's file can share extents. Answer:
+    /// [`Answer::Done`], once the content is there; it is not durable yet. Since protocol 4.
+    Copy,
     /// Disconnect all, flush the image, exit 0. Answer: [`Answer::Done`], just before. Where there
     /// are journals, what waits for space is left in them.
     Shutdown,

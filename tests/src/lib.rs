@@ -11,6 +11,7 @@ pub mod harness;
 pub mod installed;
 pub mod load;
 pub mod message_switch;
+pub mod moment;
 pub mod pause;
 pub mod programs;
 pub mod siege;

@@ -1,9 +1,9 @@
 //! How long a guest under load waits while its disk is copied, on a file system whose files share
 //! extents. A measurement for `cargo xtask bench`, not a test.
 //!
-//! FICLONE holds writes back for as long as it lasts, and takes its time for each extent: some
-//! 14 us on XFS. Writes of 4 KiB to what is shared make two extents more each, so that a disk which
-//! was just copied is dearer to copy again.
+//! A clone takes its time for each extent, some 14 us on XFS, and holds writes to it back meanwhile.
+//! Writes of 4 KiB to what is shared make two extents more each, so that a disk which was just
+//! copied is dearer to copy again.
 
 use crate::bench::{self, Pattern, Plan};
 use crate::blkfront::{Blkfront, Options};

@@ -32,7 +32,12 @@ impl Device {
                 }
                 Step::Head => slot.step = Step::Tail,
                 Step::Tail => slot.step = Step::Data,
-                Step::Data if slot.bytes > 0 => return self.start_data(number, engine),
+                Step::Data if slot.bytes > 0 => {
+                    if !self.is_held(number) {
+                        self.start_data(number, engine);
+                    }
+                    return;
+                }
                 Step::Data => slot.step = Step::FlushAfter,
                 Step::FlushAfter if slot.plan.flush_after => return engine.flush(tag),
                 Step::FlushAfter => slot.step = Step::Finished,

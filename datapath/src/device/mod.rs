@@ -7,12 +7,14 @@
 
 mod buffers;
 mod flow;
+mod hold;
 mod part;
 mod reach;
 mod slot;
 mod space;
 mod sweep;
 
+use crate::copy::Hold;
 use crate::engine::{Engine, Tag};
 use crate::image::{Capacity, Claims, Image};
 use crate::ring::back::BackRing;
@@ -208,6 +210,9 @@ pub struct Device {
     barrier: Option<u16>,
     /// Slots whose steps go on, the waiting barrier left out.
     running: u32,
+    /// While the image is copied: what a write goes by, and those that wait for it.
+    hold: Option<Hold>,
+    held: Vec<u16>,
     /// Slots that finished in a window that others still use.
     finished: Vec<u16>,
     /// Slots that found no room for a copy; they are tried again before the ring is looked at.
@@ -312,6 +317,8 @@ impl Device {
             fetches: (0..sweep::BATCH_REQUESTS_MAX).map(|_| Fetch::default()).collect(),
             barrier: None,
             running: 0,
+            hold: None,
+            held: Vec::with_capacity(usize::from(entries)),
             finished: Vec::with_capacity(usize::from(entries)),
             waiting: Vec::with_capacity(usize::from(entries)),
             parked: Vec::new(),

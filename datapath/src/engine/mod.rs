@@ -7,6 +7,7 @@
 mod aio;
 mod aside;
 pub mod choice;
+mod clone;
 mod discard;
 #[cfg(test)]
 pub(crate) mod simulated;
@@ -18,6 +19,7 @@ mod uring;
 
 pub(crate) use aside::discard as discard_device;
 pub use choice::Unavailable;
+pub(crate) use clone::{FICLONERANGE, clone_range};
 pub use libc::iovec as IoVector;
 pub use stream::{Allocation, Message};
 pub use tag::Tag;

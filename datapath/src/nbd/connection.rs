@@ -15,6 +15,7 @@ use super::transmission::{
 };
 use super::{ARENA_BYTES, REQUESTS_MAX};
 use crate::arena::{Arena, Span};
+use crate::copy::Hold;
 use crate::engine::{Engine, IoVector, Message, Tag};
 use crate::ring::shared::SharedMapping;
 use rustix::io::Errno;
@@ -39,6 +40,9 @@ pub(super) struct Ground<'a> {
     pub(super) started: &'a mut Vec<Writer>,
     /// Nothing new begins.
     pub(super) paused: bool,
+    /// While the image is copied: what writes go by, and those that wait for it.
+    pub(super) hold: Option<&'a Hold>,
+    pub(super) held: &'a mut Vec<Writer>,
 }
 
 #[derive(Debug)]

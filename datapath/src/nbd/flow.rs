@@ -88,6 +88,13 @@ impl Connection {
     pub(super) fn run(&mut self, number: u16, ground: &mut Ground<'_>) {
         let request = self.slot(number).request();
         let (start, end) = self.slot(number).piece;
+        if let Some(hold) = ground.hold {
+            let (start, end) = ground.export.widen(start, end - start);
+            if !hold.lets(&(start..end)) {
+                self.slot(number).step = Step::Wait;
+                return ground.held.push((self.number, number));
+            }
+        }
         let tag = self.tag(number);
         let allocation = match request.command {
             Command::Trim => {

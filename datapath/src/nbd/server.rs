@@ -6,6 +6,7 @@ use super::connection::{Connection, Ground};
 use super::export::Export;
 use super::lend::{RECEIVE, SEND};
 use super::ranges::{Ranges, Writer};
+use crate::copy::Hold;
 use crate::engine::{Engine, Tag};
 use rustix::net::{SocketFlags, accept_with};
 use std::os::fd::{AsFd, OwnedFd};
@@ -25,6 +26,8 @@ pub struct Server {
     started: Vec<Writer>,
     counters: NbdCounters,
     paused: bool,
+    hold: Option<Hold>,
+    held: Vec<Writer>,
     draining: bool,
 }
 
@@ -45,6 +48,8 @@ impl Server {
             started: Vec::new(),
             counters: NbdCounters::default(),
             paused: false,
+            hold: None,
+            held: Vec::new(),
             draining: false,
         })
     }
@@ -55,10 +60,17 @@ impl Server {
         self.paused = true;
     }
 
-    /// Goes on.
-    pub fn resume(&mut self) {
+    /// Goes on, and while the image is copied changes it by `hold`.
+    pub fn resume(&mut self, hold: Option<Hold>) {
+        self.hold = hold;
         self.paused = false;
         self.touched = [true; CLIENTS_MAX];
+        self.retry_held();
+    }
+
+    /// Tries again what waits for the copy.
+    pub fn retry_held(&mut self) {
+        self.started.append(&mut self.held);
     }
 
     /// Whether no request is with the image.
@@ -115,6 +127,8 @@ impl Server {
                     counters: &mut self.counters,
                     started: &mut self.started,
                     paused: self.paused,
+                    hold: self.hold.as_ref(),
+                    held: &mut self.held,
                 };
                 connection.on_step(request, result, &mut ground);
             }
@@ -130,6 +144,8 @@ impl Server {
             counters: &mut self.counters,
             started: &mut self.started,
             paused: self.paused,
+            hold: self.hold.as_ref(),
+            held: &mut self.held,
         };
         loop {
             while let Some((client, slot)) = ground.started.pop() {

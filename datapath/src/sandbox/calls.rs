@@ -2,6 +2,7 @@
 //! a library begins to make one day costs an error in the log, not a guest its disk.
 
 use super::ConfineFailed;
+use crate::engine::FICLONERANGE;
 use crate::xen::{Host, evtchn, gntdev};
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen as Length, SeccompCmpOp as Is,
@@ -98,6 +99,7 @@ const IOCTLS: &[(u32, &str)] = &[
     (0x1277, "discard on a block device"),
     (0x127f, "zeroes on a block device"),
     (0x5421, "sockets that do not block"),
+    (FICLONERANGE, "share extents with a copy, into a file it was given"),
 ];
 
 /// Installs the filter, for this thread and all that it starts.

@@ -4,6 +4,9 @@
 //! is copied. The kernel makes a shared copy of one moment: it waits for direct I/O that is under
 //! way and holds back what comes (Linux `fs/xfs/xfs_reflink.c`, `xfs_reflink_remap_prep`), so a
 //! disk may be in use meanwhile. A copy is of no one moment: a disk in use is refused one.
+//!
+//! What is held back waits long where there are many extents. So the worker of a disk in use makes
+//! the copy, into a file made and finished here, and holds back less (`datapath/src/copy.rs`).
 
 use crate::fault;
 use crate::sr::catalog::failed;
@@ -93,14 +96,48 @@ impl FileSr {
     ) -> Result<VdiInfo, StorageError> {
         let from = self.volume_here(source)?;
         let target = self.dir().join(Record::data_file(&record.key));
-        let copied = self
-            .copy_data(&from, &target, in_use, progress)
-            .and_then(|()| self.catalog.write(record));
-        if let Err(error) = copied {
+        let copied = self.copy_data(&from, &target, in_use, progress);
+        self.publish_copy(record, copied)
+    }
+
+    /// Makes the empty file that shall have the data of the planned copy, for who has the source in
+    /// use.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn begin_copy(&self, record: &Record) -> Result<OwnedFd, StorageError> {
+        let made = create(&self.dir().join(Record::data_file(&record.key)))?;
+        fault::point!("a copy is begun");
+        Ok(made)
+    }
+
+    /// Makes the planned volume out of the file, which has its data now.
+    ///
+    /// # Errors
+    /// A full disk. Nothing is left then.
+    pub fn finish_copy(&self, record: &Record, data: &OwnedFd) -> Result<VdiInfo, StorageError> {
+        fault::point!("a copy is filled");
+        let target = self.dir().join(Record::data_file(&record.key));
+        let synced = self.sync_copy(data).map_err(|error| failed("write", &target, &error.into()));
+        self.publish_copy(record, synced)
+    }
+
+    /// With its data the volume gets its record; without, nothing is left.
+    fn publish_copy(
+        &self,
+        record: &Record,
+        data: Result<(), StorageError>,
+    ) -> Result<VdiInfo, StorageError> {
+        if let Err(error) = data.and_then(|()| self.catalog.write(record)) {
             self.discard_data(&record.key)?;
             return Err(error);
         }
         Ok(self.tell(record))
+    }
+
+    fn sync_copy(&self, data: &OwnedFd) -> Result<(), Errno> {
+        rustix::fs::fsync(data)?;
+        rustix::fs::fsync(rustix::fs::open(self.dir(), OFlags::RDONLY, Mode::empty())?)
     }
 
     /// Makes the file `target` with the data of `from`, durably. On an error it may be there.
@@ -115,9 +152,7 @@ impl FileSr {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let read = rustix::fs::open(&source, flags, Mode::empty())
             .map_err(|error| failed("open", &source, &error.into()))?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        let write = rustix::fs::open(target, flags, Mode::from(0o600))
-            .map_err(|error| failed("create", target, &error.into()))?;
+        let write = create(target)?;
         fault::point!("a copy is begun");
         let written = match ioctl_ficlone(&write, &read) {
             Ok(()) => Ok(()),
@@ -129,11 +164,7 @@ impl FileSr {
         };
         fault::point!("a copy is filled");
         written
-            .and_then(|()| rustix::fs::fsync(&write))
-            .and_then(|()| {
-                let dir = rustix::fs::open(self.dir(), OFlags::RDONLY, Mode::empty())?;
-                rustix::fs::fsync(dir)
-            })
+            .and_then(|()| self.sync_copy(&write))
             .map_err(|error| failed("write", target, &error.into()))
     }
 
@@ -173,6 +204,12 @@ impl FileSr {
         }
         Ok(())
     }
+}
+
+fn create(target: &Path) -> Result<OwnedFd, StorageError> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    rustix::fs::open(target, flags, Mode::from(0o600))
+        .map_err(|error| failed("create", target, &error.into()))
 }
 
 /// Copies what is no hole; the copy is as long as the source.

@@ -11,6 +11,9 @@ use crate::state::Operation;
 use crate::vdi::VdiId;
 use crate::vdi::actor::{Edit, Vdi};
 use crate::vdi::datapath::check_name;
+use crate::vdi::tasks::Task;
+use crate::worker::{WorkerError, WorkerHandle};
+use std::sync::Arc;
 use std::time::Instant;
 use zerotap_rpc_schema::StorageError;
 use zerotap_rpc_schema::admin::Unlocked;
@@ -41,8 +44,13 @@ impl Vdi<'_> {
         let intent = state.begin(&copy, &Operation::CreateVdi).await.map_err(internal)?;
         let (source, started) = (self.id.vdi.clone(), Instant::now());
         let task = self.registry.tasks.begin(self.id, "copy");
-        let work = move |file: &FileSr| file.copy(&source, &record, in_use, &task.progress);
-        let made = sr.run_for(COPY_DEADLINE, work).await;
+        let made = match self.registry.worker(self.id).filter(|it| in_use && it.copies()) {
+            Some(worker) => self.copy_in_use(&sr, record, &worker, task).await,
+            None => {
+                let work = move |file: &FileSr| file.copy(&source, &record, in_use, &task.progress);
+                sr.run_for(COPY_DEADLINE, work).await
+            }
+        };
         if made.as_ref().err().is_none_or(|error| !is_open(error)) {
             state.settle(intent).await.map_err(internal)?;
         }
@@ -50,6 +58,34 @@ impl Vdi<'_> {
         let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::info!(vdi = %self.id, %copy, snapshot = made.is_a_snapshot, ms, "VDI copied");
         Ok(made)
+    }
+
+    /// The worker makes the copy: who uses the disk waits for a piece of it, not for all.
+    async fn copy_in_use(
+        &self,
+        sr: &Sr,
+        record: Record,
+        worker: &WorkerHandle,
+        task: Arc<Task>,
+    ) -> Result<VdiInfo, StorageError> {
+        let planned = record.clone();
+        let data = sr.run(move |file| file.begin_copy(&planned)).await?;
+        let to = data.try_clone().map_err(|error| WorkerError::Io(error.to_string()));
+        let filled = match to {
+            Ok(to) => worker.copy(to).await,
+            Err(error) => Err(error),
+        };
+        let Err(problem) = filled else {
+            return sr.run_for(COPY_DEADLINE, move |file| file.finish_copy(&record, &data)).await;
+        };
+        tracing::warn!(vdi = %self.id, "copied at once instead of by its worker: {problem}");
+        let source = self.id.vdi.clone();
+        let work = move |file: &FileSr| {
+            // Not into the same file: the worker may still be at it.
+            file.discard_data(&record.key)?;
+            file.copy(&source, &record, true, &task.progress)
+        };
+        sr.run_for(COPY_DEADLINE, work).await
     }
 
     pub(super) async fn unlock(

@@ -32,6 +32,8 @@ pub const DISCONNECT_DEADLINE: Duration = Duration::from_secs(30);
 pub const STAT_DEADLINE: Duration = Duration::from_secs(2);
 /// How long it may take to look at an image that has grown.
 pub const RESIZE_DEADLINE: Duration = Duration::from_secs(5);
+/// How long it may take to copy an image whose extents can be shared: many millions of them.
+pub const COPY_DEADLINE: Duration = Duration::from_secs(600);
 /// How long it may take to disconnect all, flush the image and end.
 pub const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(20);
 

@@ -18,10 +18,11 @@ use crate::fault;
 use crate::state::WorkerRow;
 use crate::vdi::VdiId;
 use client::{
-    CONNECT_DEADLINE, Client, DISCONNECT_DEADLINE, RESIZE_DEADLINE, SHUTDOWN_DEADLINE,
-    STAT_DEADLINE,
+    CONNECT_DEADLINE, COPY_DEADLINE, Client, DISCONNECT_DEADLINE, RESIZE_DEADLINE,
+    SHUTDOWN_DEADLINE, STAT_DEADLINE,
 };
 use process::Process;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -42,6 +43,8 @@ const KILL_DEADLINE: Duration = Duration::from_secs(10);
 const JOURNALS_SINCE: u32 = 2;
 /// The protocol that has bounds.
 const BOUNDS_SINCE: u32 = 3;
+/// The protocol that copies of an image in use came with.
+const COPIES_SINCE: u32 = 4;
 
 /// What a worker says of itself.
 #[derive(Debug, Clone)]
@@ -246,6 +249,20 @@ impl WorkerHandle {
     #[must_use]
     pub fn keeps_journals(&self) -> bool {
         self.0.hello.protocol >= JOURNALS_SINCE
+    }
+
+    /// Whether it can copy its image while it serves.
+    #[must_use]
+    pub fn copies(&self) -> bool {
+        self.0.hello.protocol >= COPIES_SINCE
+    }
+
+    /// Has it copy its image, as it is at one moment, to an empty file of the same file system.
+    ///
+    /// # Errors
+    /// `Refused` where extents cannot be shared. After any error it may still be at work on `to`.
+    pub async fn copy(&self, to: OwnedFd) -> Result<(), WorkerError> {
+        self.0.client.done("copy", Ask::Copy, vec![to], COPY_DEADLINE).await
     }
 
     /// Has it serve an image that has grown, to its new end.

@@ -46,7 +46,8 @@ impl Worker {
         let device = Device::connect(vbd, ring, image, &wake);
         let device = device.expect("the ring is as it should be");
         let timer = Timer::new(NEVER).expect("a timer");
-        let server = Server { device, engine, inbox, mailbox: Arc::clone(&wake), timer };
+        let server =
+            Server { device, engine, inbox, mailbox: Arc::clone(&wake), timer, moving: None };
         let (swept, completions) = (Swept::More, Vec::new());
         Worker { server, asks, wake, swept, completions, asleep: false }
     }
