@@ -214,8 +214,8 @@ pub enum Ask {
         /// The new capacity in 512-byte sectors; never fewer than before.
         sectors: u64,
     },
-    /// Make a copy of the image as it is at one moment, while it is in use. Carries the descriptor of
-    /// an empty file, to be written, with which the image's file can share extents. Answer:
+    /// Make a copy of the image as it is at one moment, while it is in use. Carries the descriptor
+    /// of an empty file, to be written, with which the image's file can share extents. Answer:
     /// [`Answer::Done`], once the content is there; it is not durable yet. Since protocol 4.
     Copy,
     /// Disconnect all, flush the image, exit 0. Answer: [`Answer::Done`], just before. Where there

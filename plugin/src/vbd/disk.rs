@@ -89,8 +89,8 @@ pub trait Disks: Send + Sync {
 pub enum News {
     /// One is ready.
     Ready(Arc<dyn Disk>),
-    /// One is about to be ended, or a domain's use of it: its rings are to be let go of, then `done`
-    /// be sent.
+    /// One is about to be ended, or a domain's use of it: its rings are to be let go of, then
+    /// `done` be sent.
     Releasing {
         /// Its id.
         worker: String,

@@ -136,8 +136,8 @@ impl Vdi<'_> {
         Ok(())
     }
 
-    /// A use ends and others go on: what its domain has connected is let go of first, as by a worker
-    /// that ends.
+    /// A use ends and others go on: what its domain has connected is let go of first, as by a
+    /// worker that ends.
     async fn leave(&self, uses: &Uses, to: VdiState) -> Result<(), StorageError> {
         let Uses { this, others } = uses;
         let active = |held: &&Datapath| matches!(held.state, VdiState::Activated(_));
