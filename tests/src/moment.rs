@@ -1,4 +1,4 @@
-//! Guests whose writes are numbered, so that a copy of their disk tells whether it is of one moment.
+//! Guests whose writes are numbered, so that a copy of their disk tells whether it is of a moment.
 //!
 //! Each block holds the number of the write that it is from. Answers come in any order; but a copy
 //! that has a write has all that were answered before that one was sent.
