@@ -6,6 +6,7 @@
 //! Its queue calls it; it calls the engine and nothing else waits.
 
 mod buffers;
+mod clock;
 mod flow;
 mod hold;
 mod part;
@@ -25,6 +26,7 @@ use crate::xen::budget::{Allowance, Budget};
 use crate::xen::transfer::Transfer;
 use crate::xen::{Access, Channel, Grants, Held, Host};
 use buffers::Buffers;
+use clock::Clock;
 use rustix::io::Errno;
 use slot::{Fetch, Slot};
 use space::SpaceWait;
@@ -233,7 +235,7 @@ pub struct Device {
     now_us: u64,
     /// When the requests that are seen in the ring and not taken were seen.
     seen_us: u64,
-    started: Instant,
+    clock: Clock,
     statistics: Statistics,
 }
 
@@ -329,7 +331,7 @@ impl Device {
             returning: Vec::new(),
             now_us: 0,
             seen_us: 0,
-            started: Instant::now(),
+            clock: Clock::new(),
             statistics: Statistics::default(),
         })
     }
@@ -367,7 +369,7 @@ impl Device {
 
     /// Reads the clock: a new round begins.
     pub fn tick(&mut self) {
-        self.now_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.now_us = self.clock.now_us();
     }
 
     /// Takes no more requests; [`Device::drained`] tells when it has ended. What waits for space is
