@@ -1,7 +1,7 @@
 //! How long a guest under load waits while its disk is copied, on a file system whose files share
 //! extents. A measurement for `cargo xtask bench`, not a test.
 //!
-//! A clone takes its time for each extent, some 14 us on XFS, and holds writes to it back meanwhile.
+//! A clone takes its time for each extent, some 14 us on XFS, and holds writes to it back.
 //! Writes of 4 KiB to what is shared make two extents more each, so that a disk which was just
 //! copied is dearer to copy again.
 
