@@ -28,6 +28,9 @@ const GUEST_MEMORY_BYTES: u64 = 16 << 20;
 const LOOK: Duration = Duration::from_secs(5);
 /// What the daemon may keep for each disk that it had, KiB: allocators give little back.
 const KEPT_KIB_MAX: u64 = 256;
+/// Threads that a worker starts when it first needs them: for discards of a block device, and for
+/// `fallocate` beside AIO, each of up to four queues.
+const LATER_THREADS_MAX: usize = 8;
 /// Threads that the daemon keeps for a while after it has waited for file systems.
 const POOL_THREADS_MAX: usize = 32;
 /// Tables that have a row for each disk, or use of one, or call that is not settled.
@@ -78,10 +81,11 @@ impl Site {
             let place = site.place(number, &mut random)?;
             site.places.push(place);
         }
-        for Place { running, disk, .. } in &site.places {
-            running
-                .progresses(1, Duration::from_secs(60))
-                .with_context(|| format!("the guest of domain {} at work", disk.domid))?;
+        let begun = |place: &Place| place.running.progress.answered() > 0;
+        while !site.places.iter().all(begun) {
+            // Who has met something wrong has ended, and says what.
+            site.check_on_guests(&mut Tally::default())?;
+            std::thread::sleep(Duration::from_millis(10));
         }
         Ok(site)
     }
@@ -139,9 +143,10 @@ impl Site {
             let pid = u32::try_from(worker["pid"].as_u64().context("a pid")?)?;
             // It may die any moment.
             let Ok(now) = Footprint::of(pid) else { continue };
+            let first = Footprint { threads: now.threads + LATER_THREADS_MAX, ..now };
             match self.workers.get(&pid) {
                 Some(before) => now.is_no_more_than(before).with_context(|| format!("{worker}"))?,
-                None if worker["vbds"] != json!([]) => _ = self.workers.insert(pid, now),
+                None if worker["vbds"] != json!([]) => _ = self.workers.insert(pid, first),
                 None => {}
             }
         }
