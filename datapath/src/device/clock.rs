@@ -10,7 +10,8 @@ use std::time::Instant;
 
 /// Over less time than this nothing is learned of the counter's rate, microseconds.
 const LEARN_US_MIN: u64 = 10_000;
-/// Rates of counters that count cycles, 100 MHz to 10 GHz, microseconds a cycle. Others have jumped.
+/// Rates of counters that count cycles, 100 MHz to 10 GHz, in microseconds a cycle. Others have
+/// jumped.
 const RATES: RangeInclusive<f64> = 0.0001..=0.01;
 /// So long the counter alone is believed, microseconds.
 const BELIEVED_US_MAX: u64 = 100_000;
@@ -29,7 +30,7 @@ impl Clock {
 
     /// Microseconds since it was made. It never goes back.
     pub(super) fn now_us(&mut self) -> u64 {
-        // SAFETY: reads a register that every x86_64 has; the sandbox does not forbid it (PR_SET_TSC).
+        // SAFETY: reads a register that every x86_64 has, and that the sandbox does not forbid.
         let cycles = unsafe { core::arch::x86_64::_rdtsc() };
         let real_us = || u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.counter.now_us(cycles, real_us)
@@ -99,7 +100,10 @@ mod tests {
         /// Whatever a counter does, it never goes back, and after a tenth of a second it is right.
         #[test]
         fn a_counter_that_jumps_is_set_right(
-            steps in prop::collection::vec((1u64..50_000, prop::option::weighted(0.1, any::<u64>())), 1..200)
+            steps in prop::collection::vec(
+                (1u64..50_000, prop::option::weighted(0.1, any::<u64>())),
+                1..200,
+            )
         ) {
             let (mut counter, mut cycles, mut real_us, mut last_us) = (Counter::default(), 7, 0, 0);
             for (us, jump) in steps {
