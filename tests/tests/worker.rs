@@ -71,8 +71,9 @@ fn serve(
     backend.wait_front(state::INITIALISED)?;
     worker.connect(control, VBD, backend.ring()?, false)?;
     backend.set_state(state::CONNECTED)?;
-    backend.wait_front(state::CLOSING)?;
+    let closing = backend.wait_front(state::CLOSING);
     let counters = control.counters(VBD)?;
+    closing.with_context(|| format!("the worker has counted {counters:?}"))?;
     backend.set_state(state::CLOSING)?;
     backend.wait_front(state::CLOSED)?;
     assert_eq!(control.ask(Ask::Disconnect { vbd: VBD, leave: false })?, Answer::Done);
