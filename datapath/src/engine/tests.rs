@@ -357,3 +357,35 @@ fn what_a_socket_has_no_room_for_is_sent_once_it_has() {
         reader.join().unwrap();
     }
 }
+
+/// Looks at descriptors are spared while I/O goes on; what completes beside such a look must not be
+/// slept through.
+#[test]
+fn what_completes_between_two_looks_wakes() {
+    const ROUNDS: u16 = 20_000;
+    for kind in KINDS {
+        let (done, told) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let mut bench = Bench::new(kind);
+            let mut completions = Vec::new();
+            for round in 0..ROUNDS {
+                // As many looks in all, more and more of them after the submission.
+                for look in 0..16 {
+                    if look == round % 17 {
+                        bench.engine.flush(request(round));
+                    }
+                    bench.engine.submit_and_wait(0, &mut completions).unwrap();
+                }
+                if round % 17 == 16 {
+                    bench.engine.flush(request(round));
+                }
+                if completions.is_empty() {
+                    bench.engine.submit_and_wait(1, &mut completions).unwrap();
+                }
+                assert_eq!(completions.pop().map(|it| it.tag), Some(request(round)));
+            }
+            done.send(()).unwrap();
+        });
+        told.recv_timeout(std::time::Duration::from_secs(60)).expect("an engine that sleeps");
+    }
+}

@@ -222,6 +222,9 @@ impl Aio {
         self.rounds_without_poll += 1;
         if self.rounds_without_poll > ROUNDS_WITHOUT_POLL_MAX {
             self.poll(0, completions)?;
+            // The signal may have been of what completed since, and is taken: nobody would be
+            // woken for it.
+            self.exchange(completions)?;
         }
         while completions.len() < until {
             let starved = !self.queued.is_empty() && self.with_kernel == 0;
