@@ -335,6 +335,17 @@ fn both_ways_are_tried_and_their_calls_are_measured() {
 }
 
 #[test]
+fn a_guest_that_lets_go_has_all_answered_that_it_asked() {
+    let rig = Rig::new(64);
+    let mut front = Front::connect(&rig, Abi::X86_64, true, 1);
+    assert_eq!(front.transfer(OP_READ, 0, &[(20, 0, 7)]), STATUS_OKAY);
+    front.produce_unnoticed(30);
+    front.disconnect();
+    assert_eq!(front.answered(30), [STATUS_OKAY; 30]);
+    assert_eq!(front.grants_in_use(), 0);
+}
+
+#[test]
 fn a_bogus_producer_breaks_its_ring_and_nothing_else() {
     let rig = Rig::new(64);
     let mut bad = Front::connect(&rig, Abi::X86_64, false, 1);

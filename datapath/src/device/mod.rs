@@ -192,6 +192,8 @@ pub struct Device {
     /// Becomes readable when there is something for [`Device::unpark`].
     wake: Arc<OwnedFd>,
     state: State,
+    /// Whether what it has seen in the ring is served although it drains.
+    last_call: bool,
     ring: BackRing,
     _ring_grants: Held,
     channel: Channel,
@@ -293,6 +295,7 @@ impl Device {
             claims,
             wake: Arc::clone(wake),
             state: State::Serving,
+            last_call: false,
             ring,
             _ring_grants: ring_grants,
             event: EventWait {
@@ -372,10 +375,13 @@ impl Device {
         self.now_us = self.clock.now_us();
     }
 
-    /// Takes no more requests; [`Device::drained`] tells when it has ended. What waits for space is
-    /// left in the journal when another worker goes on with that (`leave`), or else answered with
-    /// an error.
+    /// Takes no more requests; [`Device::drained`] tells when it has ended. When another worker goes
+    /// on (`leave`), what is in the ring is left there, and what waits for space in the journal. Or
+    /// else the first is served, for a guest that lets go of a disk waits for all that it has asked
+    /// for, and the second is answered with an error.
     pub fn drain(&mut self, leave: bool, engine: &mut Engine) {
+        // Once: a guest that goes on asking is not waited for.
+        self.last_call = self.state == State::Serving && !leave && self.ring.see().is_ok();
         self.state = State::Draining;
         self.stop_waiting(leave, engine);
         self.cancel_event_when_idle(engine);
@@ -384,7 +390,7 @@ impl Device {
     /// Whether it holds nothing of the guest any more but what dropping it gives back.
     #[must_use]
     pub fn drained(&self) -> bool {
-        let idle = self.in_flight() == 0 && self.ring.owed() == 0;
+        let idle = self.in_flight() == 0 && !self.takes();
         self.state == State::Draining && idle && !self.event.armed
     }
 

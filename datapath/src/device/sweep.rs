@@ -64,11 +64,14 @@ impl Device {
         }
     }
 
-    /// Whether it takes requests. One that drains takes those that an earlier worker had taken.
-    fn takes(&self) -> bool {
+    /// Whether it takes requests. One that drains takes those that an earlier worker had taken, and
+    /// those for which nobody comes after it.
+    pub(super) fn takes(&self) -> bool {
         match self.state {
             State::Serving => true,
-            State::Draining => self.ring.owed() > 0,
+            State::Draining => {
+                self.ring.owed() > 0 || (self.last_call && self.ring.has_seen_more())
+            }
             State::Broken => false,
         }
     }

@@ -132,6 +132,16 @@ impl<M: Memory> BackRing<M> {
         self.consumed != self.producer
     }
 
+    /// Looks how far the frontend has come: [`BackRing::has_seen_more`] tells of no more until all
+    /// of that was taken.
+    ///
+    /// # Errors
+    /// As for [`BackRing::take`].
+    pub fn see(&mut self) -> Result<(), RingBroken> {
+        self.producer = self.read_producer()?;
+        Ok(())
+    }
+
     /// Takes the next descriptor: one copy of its bytes, decoded. `None` when there is none, or
     /// when as many are unanswered as the ring has entries. What an earlier worker had taken comes
     /// first, in its order.

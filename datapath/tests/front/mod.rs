@@ -186,6 +186,25 @@ impl Front {
     }
 
     /// Claims more requests than the ring has.
+    /// Requests in the ring that the back end is not told of: reads of the first sector.
+    pub fn produce_unnoticed(&mut self, count: usize) {
+        for id in 0..count {
+            // Operation 0 reads.
+            let (mut entry, base) = (self.entry(0, 0), self.base());
+            entry[1] = 1;
+            entry[base] = u8::try_from(id).unwrap();
+            entry[base + 16..][..8].copy_from_slice(&encode((20, 0, 0)));
+            self.write(&entry);
+        }
+        self.memory.store(0, self.produced);
+    }
+
+    /// The answers to so many requests, which are there.
+    pub fn answered(&mut self, count: usize) -> Vec<i16> {
+        assert_eq!(self.memory.load(8), self.seen + u32::try_from(count).unwrap());
+        self.answers(count)
+    }
+
     pub fn produce_bogus(&mut self) {
         self.memory.store(0, self.produced + self.entries + 1);
         rustix::io::write(&self.to_back, &[0]).unwrap();
