@@ -375,10 +375,10 @@ impl Device {
         self.now_us = self.clock.now_us();
     }
 
-    /// Takes no more requests; [`Device::drained`] tells when it has ended. When another worker goes
-    /// on (`leave`), what is in the ring is left there, and what waits for space in the journal. Or
-    /// else the first is served, for a guest that lets go of a disk waits for all that it has asked
-    /// for, and the second is answered with an error.
+    /// Takes no more requests; [`Device::drained`] tells when it has ended. When another worker
+    /// goes on (`leave`), what is in the ring is left there, and what waits for space in the
+    /// journal. Otherwise the first is served, for a guest that lets go of a disk waits for all
+    /// that it has asked for, and the second is answered with an error.
     pub fn drain(&mut self, leave: bool, engine: &mut Engine) {
         // Once: a guest that goes on asking is not waited for.
         self.last_call = self.state == State::Serving && !leave && self.ring.see().is_ok();
