@@ -1,8 +1,8 @@
 //! A request's way through its steps: flush, data, flush, answer.
 
 use super::Device;
-use super::slot::{Step, add_vector};
-use crate::engine::{Engine, Tag};
+use super::slot::Step;
+use crate::engine::{Engine, Tag, add_vector};
 use crate::ring::abi::{STATUS_EOPNOTSUPP, STATUS_ERROR, STATUS_OKAY};
 use crate::ring::request::Transfer as Direction;
 use crate::xen::Towards;

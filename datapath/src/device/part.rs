@@ -2,8 +2,8 @@
 //! read, changed and written back, and nobody else writes there meanwhile.
 
 use super::Device;
-use super::slot::{Step, add_vector};
-use crate::engine::Engine;
+use super::slot::Step;
+use crate::engine::{Engine, add_vector};
 use crate::ring::request::Transfer as Direction;
 
 impl Device {

@@ -1,7 +1,7 @@
 //! A request's place while it is in flight: one slot for each entry of the ring, made once.
 
 use crate::arena::Span;
-use crate::engine::IoVector;
+use crate::engine::{IoVector, advance_vectors};
 use crate::ring::abi::{SEGMENTS_INLINE_MAX, Segment};
 use crate::ring::request::{INDIRECT_SEGMENTS_MAX, Plan, SECTOR_BYTES, Transfer as Direction};
 use crate::ring::token::Token;
@@ -240,35 +240,14 @@ impl Slot {
 
     /// Takes the first `bytes`, which are done, off the vectors.
     pub(super) fn advance_vectors(&mut self, bytes: usize) {
-        let mut left = bytes;
-        let mut whole = 0;
-        for vector in &mut self.vectors {
-            if left < vector.iov_len {
-                vector.iov_base = vector.iov_base.wrapping_byte_add(left);
-                vector.iov_len -= left;
-                break;
-            }
-            left -= vector.iov_len;
-            whole += 1;
-        }
-        self.vectors.drain(..whole);
+        advance_vectors(&mut self.vectors, bytes);
     }
-}
-
-/// Adds memory to the vectors; a piece that follows the last one directly makes it longer.
-pub(super) fn add_vector(vectors: &mut Vec<IoVector>, base: *mut u8, bytes: usize) {
-    if let Some(last) = vectors.last_mut()
-        && last.iov_base.cast::<u8>().wrapping_add(last.iov_len) == base
-    {
-        last.iov_len += bytes;
-        return;
-    }
-    vectors.push(IoVector { iov_base: base.cast(), iov_len: bytes });
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::add_vector;
 
     fn pieces(slot: &Slot) -> Vec<(usize, usize)> {
         slot.vectors.iter().map(|vector| (vector.iov_base.addr(), vector.iov_len)).collect()

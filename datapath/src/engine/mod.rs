@@ -16,6 +16,7 @@ mod tag;
 #[cfg(test)]
 mod tests;
 mod uring;
+mod vectors;
 
 pub(crate) use aside::discard as discard_device;
 pub use choice::Unavailable;
@@ -23,6 +24,7 @@ pub(crate) use clone::{FICLONERANGE, clone_range};
 pub use libc::iovec as IoVector;
 pub use stream::{Allocation, Message};
 pub use tag::Tag;
+pub(crate) use vectors::{add_vector, advance_vectors};
 
 use aio::Aio;
 use discard::Discards;

@@ -5,7 +5,7 @@
 
 use super::connection::{ANSWER_AT, Connection, Ground, STREAM_AT, STREAM_BYTES, State, header_at};
 use super::slot::Step;
-use crate::engine::{Engine, IoVector, Message};
+use crate::engine::{Engine, IoVector, Message, add_vector, advance_vectors};
 use std::os::fd::AsFd;
 
 /// The lanes of a tag that are no request's.
@@ -53,7 +53,7 @@ impl Connection {
         self.send_armed = false;
         match usize::try_from(result) {
             Ok(bytes) if self.state != State::Dead => {
-                advance(&mut self.send_vectors, bytes);
+                advance_vectors(&mut self.send_vectors, bytes);
                 if !self.send_vectors.is_empty() {
                     return;
                 }
@@ -143,13 +143,7 @@ impl Connection {
             slot.step = Step::Data;
             next = slot.next;
             let (start, bytes) = (slot.memory(), slot.request().length as usize);
-            let vector = self.vector(start, bytes);
-            match vectors.last_mut() {
-                Some(last) if last.iov_base.wrapping_byte_add(last.iov_len) == vector.iov_base => {
-                    last.iov_len += bytes;
-                }
-                _ => vectors.push(vector),
-            }
+            add_vector(&mut vectors, self.memory.address(start, bytes), bytes);
         }
         let (tag, offset) = (self.tag(first), self.slot(first).request().offset);
         let slot = self.slot(first);
@@ -191,19 +185,4 @@ impl Connection {
 pub(super) fn message() -> Message {
     // SAFETY: a C structure of numbers and pointers, for which zero means none.
     unsafe { std::mem::zeroed() }
-}
-
-/// Takes the first `bytes`, which were sent, off the vectors.
-fn advance(vectors: &mut Vec<IoVector>, mut bytes: usize) {
-    let mut whole = 0;
-    for vector in vectors.iter_mut() {
-        if bytes < vector.iov_len {
-            vector.iov_base = vector.iov_base.wrapping_byte_add(bytes);
-            vector.iov_len -= bytes;
-            break;
-        }
-        bytes -= vector.iov_len;
-        whole += 1;
-    }
-    vectors.drain(..whole);
 }

@@ -1,5 +1,5 @@
 //! The load campaign: many disks under verified I/O, with faults all the while. `cargo xtask load`
-//! starts it. Takes root.
+//! starts it, and has the defaults. Takes root.
 
 use clap::Parser;
 use std::time::Duration;
@@ -10,13 +10,13 @@ use zerotap_tests::load::{Plan, run};
 #[command(version)]
 struct Args {
     /// Disks, each of a domain of its own.
-    #[arg(long, default_value_t = 128)]
+    #[arg(long)]
     disks: u16,
     /// How long their guests are at work.
-    #[arg(long, default_value_t = 30)]
+    #[arg(long)]
     minutes: u64,
     /// Of who is struck when.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long)]
     seed: u64,
 }
 
