@@ -339,10 +339,21 @@ fn a_guest_that_lets_go_has_all_answered_that_it_asked() {
     let rig = Rig::new(64);
     let mut front = Front::connect(&rig, Abi::X86_64, true, 1);
     assert_eq!(front.transfer(OP_READ, 0, &[(20, 0, 7)]), STATUS_OKAY);
-    front.produce_unnoticed(30);
+    front.produce_unnoticed(OP_READ, 30);
     front.disconnect();
     assert_eq!(front.answered(30), [STATUS_OKAY; 30]);
     assert_eq!(front.grants_in_use(), 0);
+}
+
+/// Answered as they are taken: nothing of them completes later and brings the rest on.
+#[test]
+fn a_guest_that_lets_go_has_all_answered_that_is_refused() {
+    let rig = Rig::new(64);
+    let mut front = Front::connect(&rig, Abi::X86_64, true, 1);
+    assert_eq!(front.transfer(OP_READ, 0, &[(20, 0, 7)]), STATUS_OKAY);
+    front.produce_unnoticed(77, 30);
+    front.disconnect();
+    assert_eq!(front.answered(30), [STATUS_EOPNOTSUPP; 30]);
 }
 
 #[test]

@@ -46,6 +46,8 @@ impl Device {
             if self.batch.is_empty() {
                 return match self.barrier {
                     None if self.state == State::Serving => Swept::Empty,
+                    // All of the batch was refused: no completion will come for the rest.
+                    None if self.takes() => Swept::More,
                     _ => Swept::Waiting,
                 };
             }

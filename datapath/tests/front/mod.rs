@@ -185,12 +185,10 @@ impl Front {
         self.answers(requests.len())
     }
 
-    /// Claims more requests than the ring has.
-    /// Requests in the ring that the back end is not told of: reads of the first sector.
-    pub fn produce_unnoticed(&mut self, count: usize) {
+    /// Requests in the ring that the back end is not told of, of the first sector.
+    pub fn produce_unnoticed(&mut self, operation: u8, count: usize) {
         for id in 0..count {
-            // Operation 0 reads.
-            let (mut entry, base) = (self.entry(0, 0), self.base());
+            let (mut entry, base) = (self.entry(operation, 0), self.base());
             entry[1] = 1;
             entry[base] = u8::try_from(id).unwrap();
             entry[base + 16..][..8].copy_from_slice(&encode((20, 0, 0)));
@@ -205,6 +203,7 @@ impl Front {
         self.answers(count)
     }
 
+    /// Claims more requests than the ring has.
     pub fn produce_bogus(&mut self) {
         self.memory.store(0, self.produced + self.entries + 1);
         rustix::io::write(&self.to_back, &[0]).unwrap();
