@@ -21,12 +21,15 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// What a write that waits has cloned for it: whole blocks of any file system.
-const GRAIN_BYTES: u64 = 256 << 10;
+const GRAIN_BYTES: u64 = 64 << 10;
+/// So many of them are cloned before those who wait go on. Each clone first waits for all I/O on
+/// the image: one after the other, with none of it begun in between, they take a fraction.
+const GRAINS_TOGETHER: usize = 32;
 /// A piece that nobody waits for is as long as takes about this time: writes wait for it as well.
-const PIECE_TIME: Duration = Duration::from_millis(1);
+const PIECE_TIME: Duration = Duration::from_micros(500);
 /// The first is so long, and none is longer: where extents become many its like takes longer.
 const PIECE_BYTES: u64 = 1 << 20;
-const PIECE_BYTES_MAX: u64 = 16 << 20;
+const PIECE_BYTES_MAX: u64 = 4 << 20;
 /// Who changes more at a time waits for its turn: a discard of half the disk need not be quick.
 const WANTED_BYTES_MAX: u64 = 4 << 20;
 /// It makes system calls.
@@ -108,18 +111,20 @@ impl ImageCopy {
         while still.recv().is_ok() {}
         let mut length = PIECE_BYTES;
         loop {
-            let Some(piece) = self.progress().next(length) else { return Ok(()) };
-            let begun = Instant::now();
-            clone_range(image.file(), to, piece.clone())?;
-            length = match begun.elapsed() {
-                longer if longer > PIECE_TIME => (length / 2).max(GRAIN_BYTES),
-                shorter if shorter < PIECE_TIME / 4 => (length * 2).min(PIECE_BYTES_MAX),
-                _ => length,
-            };
-            let mut progress = self.progress();
-            progress.done(&piece);
-            let waiting = std::mem::take(&mut progress.waiting);
-            drop(progress);
+            let together = self.progress().wanted.len().clamp(1, GRAINS_TOGETHER);
+            for _ in 0..together {
+                let next = self.progress().next(length);
+                let Some(piece) = next else { return Ok(()) };
+                let begun = Instant::now();
+                clone_range(image.file(), to, piece.clone())?;
+                length = match begun.elapsed() {
+                    longer if longer > PIECE_TIME => (length / 2).max(GRAIN_BYTES),
+                    shorter if shorter < PIECE_TIME / 4 => (length * 2).min(PIECE_BYTES_MAX),
+                    _ => length,
+                };
+                self.progress().done(&piece);
+            }
+            let waiting = std::mem::take(&mut self.progress().waiting);
             waiting.iter().for_each(|wake| signal(wake));
         }
     }

@@ -4,6 +4,9 @@
 //! A clone takes its time for each extent, some 14 us on XFS, and holds writes to it back.
 //! Writes of 4 KiB to what is shared make two extents more each, so that a disk which was just
 //! copied is dearer to copy again.
+//!
+//! The file system lies in memory, beside the simulated host: a loop device on a disk does nothing
+//! while it flushes, which the clone's fsync has it do, and no disk stands still for that.
 
 use crate::bench::{self, Pattern, Plan};
 use crate::blkfront::{Blkfront, Options};
@@ -29,7 +32,7 @@ const DOMID: u16 = 7;
 type Seen = (Instant, Instant);
 
 /// The longest wait of a request that was under way during each of [`COPIES`] copies of a disk that
-/// a guest writes to, milliseconds. `room` is an empty directory for the file system. Needs root.
+/// a guest writes to, milliseconds. `room` is an empty directory to mount at. Needs root.
 ///
 /// # Errors
 /// Whatever fails.
@@ -37,7 +40,7 @@ type Seen = (Instant, Instant);
 /// # Panics
 /// When the guest's thread panics.
 pub fn of_copies(rpc: &Rpc, sim_dir: &Path, room: &Path) -> anyhow::Result<Vec<f64>> {
-    let mut xfs = LoopDevice::new(&room.join("xfs.img"), FILE_SYSTEM_BYTES, 512)?;
+    let mut xfs = LoopDevice::new(&sim_dir.join("xfs.img"), FILE_SYSTEM_BYTES, 512)?;
     let dir = room.join("xfs");
     xfs.mount_xfs(&dir)?;
     let sr = uuid()?;

@@ -3,7 +3,7 @@
 use super::*;
 use proptest::prelude::*;
 
-const BYTES: u64 = 40 * GRAIN_BYTES + 4096;
+const BYTES: u64 = 80 * GRAIN_BYTES + 4096;
 
 fn progress() -> Progress {
     Progress {
