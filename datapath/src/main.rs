@@ -7,6 +7,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::ExitCode;
+use std::time::Duration;
 use zerotap_datapath::engine::choice::choose;
 use zerotap_datapath::image::Image;
 use zerotap_datapath::inherit::inherited;
@@ -23,6 +24,9 @@ const USAGE: &str = "zerotap-datapath is started by zerotap, with descriptors it
   [--network] [--transfer auto|map|copy] [--no-space pause|error] [--discard UNIT:START] \
   --listener-fd N --image-fd N --gntdev-fd N [--budget-fd N] [--nbd-fd N --nbd-name NAME]
   zerotap-datapath --probe-engine auto|io_uring|aio";
+
+/// How long a guest's page stays mapped that no request uses: as blkback's.
+const UNUSED_MAX: Duration = Duration::from_secs(60);
 
 /// The command line, as the daemon writes it.
 #[derive(Default)]
@@ -115,6 +119,7 @@ fn serve(arguments: Arguments) -> Result<(), String> {
             Some(file) => Budget::new(file).map_err(|errno| format!("--budget-fd: {errno}"))?,
             None => Budget::unlimited(),
         },
+        unused_max: UNUSED_MAX,
         transfer: arguments.transfer.unwrap_or_default(),
         engine,
         image,

@@ -7,6 +7,7 @@ use crate::copy::{Hold, ImageCopy, Moving};
 use crate::device::{ConnectFailed, Device, Ring, Swept};
 use crate::engine::{Completion, Engine, Tag};
 use crate::image::Image;
+use crate::xen::transfer::PURGE_INTERVAL;
 use rustix::event::{EventfdFlags, eventfd};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -25,6 +26,7 @@ const STACK_BYTES: usize = 256 * 1024;
 const TELL_MS_MAX: u64 = 100;
 const MAILBOX: Tag = Tag::Control { connection: 0 };
 const TIMER: Tag = Tag::Control { connection: 1 };
+const UNUSED: Tag = Tag::Control { connection: 2 };
 /// How often it is tried whether there is space for a write that waits for some.
 const SPACE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -202,6 +204,9 @@ struct Server {
     inbox: Receiver<Ask>,
     mailbox: Arc<OwnedFd>,
     timer: Timer,
+    /// Expires when pages that stand may have gone unused for too long.
+    unused: Timer,
+    unused_pause: Duration,
     /// Writes may be under way that began before the copy.
     moving: Option<Moving>,
 }
@@ -216,10 +221,12 @@ impl Server {
         mailbox: Arc<OwnedFd>,
     ) -> Result<Self, String> {
         let engine = Engine::new(image.file(), engine).map_err(|problem| problem.to_string())?;
+        let unused_pause = ring.unused_max;
         let device = Device::connect(vbd, ring, image, &mailbox);
         let device = device.map_err(|problem: ConnectFailed| problem.to_string())?;
-        let timer = Timer::new(SPACE_PAUSE).map_err(|errno| format!("make a timer: {errno}"))?;
-        Ok(Server { device, engine, inbox, mailbox, timer, moving: None })
+        let timer = || Timer::new().map_err(|errno| format!("make a timer: {errno}"));
+        let (timer, unused) = (timer()?, timer()?);
+        Ok(Server { device, engine, inbox, mailbox, timer, unused, unused_pause, moving: None })
     }
 
     /// Serves until drained.
@@ -256,8 +263,11 @@ impl Server {
         let swept = self.device.sweep(&mut self.engine);
         // Refusals are answered by the sweep itself.
         self.device.flush_answers();
-        if self.device.lacks_space() && self.timer.set() {
+        if self.device.lacks_space() && self.timer.set(SPACE_PAUSE) {
             self.engine.wait_readable(self.timer.as_fd(), TIMER);
+        }
+        if self.device.keeps_pages() && self.unused.set(self.unused_pause) {
+            self.engine.wait_readable(self.unused.as_fd(), UNUSED);
         }
         if self.moving.is_some() && !self.device.writes() {
             self.moving = None;
@@ -287,6 +297,11 @@ impl Server {
             TIMER => {
                 self.timer.expired();
                 self.device.try_for_space();
+            }
+            UNUSED => {
+                self.unused.expired();
+                let more = self.device.drop_unused();
+                self.unused_pause = if more { PURGE_INTERVAL } else { self.device.unused_max() };
             }
             Tag::Control { .. } | Tag::Nbd { .. } | Tag::Cancelled | Tag::None => {}
         }

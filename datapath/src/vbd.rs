@@ -8,6 +8,7 @@ use crate::xen::Host;
 use crate::xen::budget::Budget;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 use zerotap_rpc_schema::engine::EngineKind;
 use zerotap_rpc_schema::space::NoSpace;
 use zerotap_rpc_schema::worker::{
@@ -25,6 +26,8 @@ pub struct Common {
     pub no_space: NoSpace,
     /// What this host lets its workers map.
     pub budget: Arc<Budget>,
+    /// How long a guest's page stays mapped that no request uses.
+    pub unused_max: Duration,
     /// The grant device.
     pub gntdev: Arc<OwnedFd>,
     /// The image.
@@ -109,6 +112,7 @@ impl Vbd {
                 network: common.network,
                 no_space: common.no_space,
                 budget: Arc::clone(&common.budget),
+                unused_max: common.unused_max,
                 journal: journaled.zip(journals.next()),
             };
             match Queue::connect(id, ring, &common.image, common.engine, &common.ended) {

@@ -18,7 +18,7 @@ use rustix::fs::FlockOperation;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use zerotap_rpc_schema::engine::EngineChoice;
 use zerotap_rpc_schema::space::NoSpace;
 use zerotap_rpc_schema::worker::{
@@ -40,12 +40,14 @@ pub struct Given {
     pub host: Host,
     /// Refuse writes of every VBD.
     pub read_only: bool,
-    /// The image is reached over a network.
+    /// The image is reached over a network: guests' pages are copied, whatever the rule.
     pub network: bool,
     /// What becomes of guests' writes that find no space.
     pub no_space: NoSpace,
     /// What this host lets its workers map.
     pub budget: Budget,
+    /// How long a guest's page stays mapped that no request uses.
+    pub unused_max: Duration,
     /// How guests' pages are reached, unless a VBD has a rule of its own.
     pub transfer: TransferRule,
     /// The image.
@@ -123,7 +125,7 @@ impl Worker {
         });
         Ok(Worker {
             read_only: given.read_only,
-            transfer: given.transfer,
+            transfer: if given.network { TransferRule::Copy } else { given.transfer },
             nbd: nbd.transpose()?,
             engine,
             common: Common {
@@ -131,6 +133,7 @@ impl Worker {
                 network: given.network,
                 no_space: given.no_space,
                 budget: Arc::new(given.budget),
+                unused_max: given.unused_max,
                 gntdev: Arc::new(given.gntdev),
                 image: Arc::new(given.image),
                 engine: given.engine.kind,

@@ -10,6 +10,7 @@
 mod front;
 
 use front::{Front, Rig, TERMS, Terms};
+use std::time::{Duration, Instant};
 use zerotap_datapath::ring::abi::{
     Abi, DISCARD_SECURE, OP_FLUSH_DISKCACHE, OP_READ, OP_WRITE, OP_WRITE_BARRIER,
     STATUS_EOPNOTSUPP, STATUS_ERROR, STATUS_OKAY,
@@ -276,20 +277,41 @@ fn requests_wait_for_room_to_be_copied() {
 }
 
 #[test]
-fn nothing_is_unmapped_that_a_network_may_still_send() {
-    for transfer in [TransferRule::Auto, TransferRule::Map] {
+fn nothing_is_mapped_that_a_network_may_still_send() {
+    for way in [(false, TransferRule::Auto), (false, TransferRule::Map), WAYS[0]] {
         let rig = Rig::networked(64);
-        let mut front = Front::connect_as(&rig, 1, terms(Abi::X86_64, (false, transfer)));
+        let mut front = Front::connect_as(&rig, 1, terms(Abi::X86_64, way));
         for n in 0..40 {
             assert_eq!(front.transfer(OP_WRITE, n % 64 * 8, &[(20, 0, 7)]), STATUS_OKAY);
         }
         let counters = front.counters();
-        assert_eq!((counters.mapped_requests, counters.grant_copied_requests), (0, 40));
+        assert_eq!((counters.map_calls, counters.mapped_pages), (0, 0), "{way:?}");
+        assert_eq!(counters.grant_copied_requests, 40, "{way:?}");
     }
-    let rig = Rig::networked(64);
+}
+
+#[test]
+fn pages_that_go_unused_are_given_back_by_an_idle_worker() {
+    let rig = Rig::forgetful(64, Duration::from_millis(20));
     let mut front = Front::connect(&rig, Abi::X86_64, true, 1);
-    assert_eq!(front.transfer(OP_WRITE, 0, &[(20, 0, 7)]), STATUS_OKAY);
-    assert_eq!(front.counters().standing_requests, 1, "what stands is not unmapped");
+    let ring_grants = front.grants_in_use();
+    for round in 0..3 {
+        front.fill(20, round);
+        let requests: Vec<_> = (0..30u32).map(|n| (OP_WRITE, 0, (20 + n, 0, 7))).collect();
+        assert_eq!(front.together(&requests), [STATUS_OKAY; 30]);
+        let until = Instant::now() + Duration::from_secs(20);
+        // Nobody asks for anything; counters are told without a look at the pages.
+        while front.counters().persistent_pages > 0 {
+            assert!(Instant::now() < until, "{:?}", front.counters());
+            std::thread::yield_now();
+        }
+        assert_eq!(front.grants_in_use(), ring_grants);
+        let counters = front.counters();
+        let (stood, copied) = (counters.standing_requests, counters.grant_copied_requests);
+        assert_eq!((stood, copied), (30 * (u64::from(round) + 1), 0), "they stand again at once");
+    }
+    front.disconnect();
+    assert_eq!(front.grants_in_use(), 0);
 }
 
 #[test]

@@ -50,7 +50,7 @@ pub struct Counters {
     pub mapped_pages: u32,
     /// Of those, pages of persistent grants.
     pub persistent_pages: u32,
-    /// Pages of persistent grants that were unmapped to make room for others.
+    /// Pages of persistent grants that were unmapped to make room, or because they went unused.
     #[serde(default)]
     pub purged_pages: u64,
     /// Map calls made.

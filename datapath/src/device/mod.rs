@@ -174,6 +174,8 @@ pub struct Ring {
     pub no_space: NoSpace,
     /// What this host lets its workers map.
     pub budget: Arc<Budget>,
+    /// How long a guest's page stays mapped that no request uses.
+    pub unused_max: Duration,
     /// The ring's journal, and what for.
     pub journal: Option<(Journaled, OwnedFd)>,
 }
@@ -202,6 +204,7 @@ pub struct Device {
     buffers: Buffers,
     rule: TransferRule,
     network: bool,
+    unused_max: Duration,
     /// Sweeps that had pages to map or copy.
     loose_sweeps: u64,
     slots: Box<[Slot]>,
@@ -309,12 +312,13 @@ impl Device {
             channel,
             transfer: Transfer::new(
                 grants,
-                persistent && given.rule == TransferRule::Auto,
+                persistent && given.rule == TransferRule::Auto && !given.network,
                 Allowance::new(given.budget),
             ),
             buffers: Buffers::new().map_err(ConnectFailed::Buffers)?,
             rule: given.rule,
             network: given.network,
+            unused_max: given.unused_max,
             loose_sweeps: 0,
             slots: (0..entries).map(|_| Slot::new()).collect(),
             free: (0..entries).rev().collect(),

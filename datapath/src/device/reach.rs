@@ -7,6 +7,7 @@ use crate::ring::request::Transfer as Direction;
 use crate::xen::policy::{Facts, Way, choose};
 use crate::xen::transfer::Reach;
 use crate::xen::{Access, GRANTS_PER_MAP_MAX, Towards};
+use std::time::Duration;
 
 /// Every so many sweeps the dearer way is taken, to know what it costs by now. Powers of two are
 /// too: at first all that is known is what it cost elsewhere.
@@ -46,13 +47,35 @@ impl Device {
         }
     }
 
-    /// Gives up standing pages that went unused. Over a network a page may still be on its way when
-    /// its request was answered long ago, and is not unmapped before the guest goes.
+    /// Gives up standing pages that went unused, for others.
     fn make_room(&mut self) {
+        self.transfer.purge(self.in_use_us(), self.now_us);
+    }
+
+    /// Since when pages may be in use: whatever the oldest request in flight uses was used then.
+    fn in_use_us(&self) -> u64 {
         let in_flight = self.slots.iter().filter(|slot| slot.token.is_some());
-        let oldest_us = in_flight.map(|slot| slot.found_us).min().unwrap_or(u64::MAX);
-        let in_use_us = if self.network { 0 } else { oldest_us };
-        self.transfer.purge(in_use_us, self.now_us);
+        in_flight.map(|slot| slot.found_us).min().unwrap_or(u64::MAX)
+    }
+
+    /// Whether any page stands.
+    #[must_use]
+    pub fn keeps_pages(&self) -> bool {
+        self.transfer.keeps_pages()
+    }
+
+    /// How long a page stands that no request uses.
+    #[must_use]
+    pub fn unused_max(&self) -> Duration {
+        self.unused_max
+    }
+
+    /// Gives up standing pages that have gone unused for that long, some at a time; true when there
+    /// may be more of them.
+    pub fn drop_unused(&mut self) -> bool {
+        let unused_us = u64::try_from(self.unused_max.as_micros()).unwrap_or(u64::MAX);
+        let before_us = self.now_us.saturating_sub(unused_us).min(self.in_use_us());
+        self.transfer.drop_unused(before_us)
     }
 
     /// Sees which requests' pages all stand; answers how many pages the others of the batch have.

@@ -2,8 +2,8 @@
 //! copy that a sweep makes. `policy.rs` chooses; here is what it chooses from.
 //!
 //! Persistent grants (both ends offered them): a page is mapped when first seen and stays, until
-//! the disk disconnects or room is short (`standing.rs`); in the steady state there is no hypercall
-//! at all. Linux's frontend notices that a page stays mapped and keeps using it
+//! the disk disconnects, room is short or it goes unused (`standing.rs`); in the steady state there
+//! is no hypercall at all. Linux's frontend notices that a page stays mapped and keeps using it
 //! (drivers/block/xen-blkfront.c, `blkif_completion`).
 //! Otherwise all pages of a sweep are mapped in few calls and unmapped in one, since most of a
 //! mapping's cost is fixed; the answers of the requests in it wait for that, because a frontend
@@ -16,11 +16,11 @@ use super::budget::Allowance;
 use super::cost::Cost;
 use super::policy::Costs;
 pub use super::standing::Place;
-use super::standing::{GREFS_MAX, Standing};
+use super::standing::{GREFS_MAX, Purged, Standing};
 use super::{Access, CopyOut, GRANTS_PER_MAP_MAX, GrantMapping, Grants, Piece, Towards};
 use crate::ring::abi::Segment;
 use crate::ring::shared::{PAGE_BYTES, SharedMapping};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use zerotap_rpc_schema::worker::Counters;
 
 /// Pages that stay mapped for one disk: 16 MiB of guest memory. A frontend that uses more gets the
@@ -30,6 +30,8 @@ pub const PERSISTENT_PAGES_MAX: usize = if cfg!(test) { 12 } else { 4096 };
 /// How often room is made at the most, and how long a page must have been unused for that. In the
 /// histories of tests hardly any time passes.
 const PURGE_INTERVAL_US: u64 = if cfg!(test) { 10 } else { 100_000 };
+/// The same.
+pub const PURGE_INTERVAL: Duration = Duration::from_micros(PURGE_INTERVAL_US);
 const UNUSED_US: u64 = if cfg!(test) { 0 } else { 1_000_000 };
 /// How much room: a part of [`PERSISTENT_PAGES_MAX`], as blkback's.
 const PURGE_PAGES: usize = PERSISTENT_PAGES_MAX.div_ceil(20);
@@ -127,6 +129,12 @@ impl Transfer {
             + windows.map(|window| window.mapping.memory().bytes() / PAGE_BYTES).sum::<usize>()
     }
 
+    /// Whether any page stands.
+    #[must_use]
+    pub fn keeps_pages(&self) -> bool {
+        self.standing.pages() > 0
+    }
+
     /// Makes the pages of `segments` stand, as far as there is room and the guest lets us. Pages
     /// that are missing over a whole sweep are mapped together: call it for all requests, with
     /// `finish_standing` at the end.
@@ -211,19 +219,32 @@ impl Transfer {
         self.short = false;
         self.purged_us = now_us;
         let before_us = in_use_us.min(now_us.saturating_sub(UNUSED_US));
-        let purged = self.standing.purge(before_us, PURGE_PAGES);
+        let purged = self.give_up(before_us);
         if purged.mapped == 0 {
             return;
         }
-        self.allowance.give(purged.mapped);
-        self.allowance.trim();
-        self.counters.purged_pages += purged.mapped as u64;
         if purged.reused {
             self.pause_us = PAUSE_US;
             return;
         }
         self.paused_until_us = now_us + self.pause_us;
         self.pause_us = (self.pause_us * 2).min(PAUSE_US_MAX);
+    }
+
+    /// Gives up pages that were not used since `before_us`, as many as one purge does; true when
+    /// there may be more of them.
+    pub fn drop_unused(&mut self, before_us: u64) -> bool {
+        self.give_up(before_us).mapped > 0
+    }
+
+    fn give_up(&mut self, before_us: u64) -> Purged {
+        let purged = self.standing.purge(before_us, PURGE_PAGES);
+        if purged.mapped > 0 {
+            self.allowance.give(purged.mapped);
+            self.allowance.trim();
+            self.counters.purged_pages += purged.mapped as u64;
+        }
+        purged
     }
 
     /// Whether so many pages may be mapped for a sweep.

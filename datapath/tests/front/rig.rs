@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use zerotap_datapath::engine::choice::choose;
 use zerotap_datapath::image::Image;
 use zerotap_datapath::ring::shared::SharedMapping;
@@ -22,6 +23,8 @@ use zerotap_rpc_schema::engine::{EngineChoice, EngineSetting};
 use zerotap_rpc_schema::space::NoSpace;
 use zerotap_rpc_schema::worker::{Answer, Ask, Discard, PROTOCOL, Reply, Request, TransferRule};
 
+/// Longer than any test.
+const UNUSED_MAX: Duration = Duration::from_secs(600);
 const DEADLINE: Timespec = Timespec { tv_sec: 20, tv_nsec: 0 };
 
 pub struct Rig {
@@ -32,21 +35,26 @@ pub struct Rig {
 impl Rig {
     /// A worker that serves an image of `pages` times 4096 zero bytes.
     pub fn new(pages: usize) -> Self {
-        Self::start(pages, None, false, None)
+        Self::start(pages, None, false, None, UNUSED_MAX)
     }
 
     /// The same, reached over a network.
     pub fn networked(pages: usize) -> Self {
-        Self::start(pages, None, true, None)
+        Self::start(pages, None, true, None, UNUSED_MAX)
+    }
+
+    /// That keeps no page for longer than this without using it.
+    pub fn forgetful(pages: usize, unused_max: Duration) -> Self {
+        Self::start(pages, None, false, None, unused_max)
     }
 
     /// On a host that lets its workers map 64 times so many pages as this file has bytes.
     pub fn with_budget(pages: usize, budget: OwnedFd) -> Self {
-        Self::start(pages, None, false, Some(budget))
+        Self::start(pages, None, false, Some(budget), UNUSED_MAX)
     }
 
     pub fn with_memory_align(pages: usize, bytes: u32) -> Self {
-        Self::start(pages, Some(bytes), false, None)
+        Self::start(pages, Some(bytes), false, None, UNUSED_MAX)
     }
 
     fn start(
@@ -54,6 +62,7 @@ impl Rig {
         memory_align: Option<u32>,
         network: bool,
         budget: Option<OwnedFd>,
+        unused_max: Duration,
     ) -> Self {
         // Beside the build, where the file system knows direct I/O.
         let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
@@ -83,6 +92,7 @@ impl Rig {
                 no_space: NoSpace::Error,
                 transfer,
                 budget,
+                unused_max,
                 image,
                 engine,
                 listener,

@@ -32,7 +32,7 @@ const VBD_COUNTERS: &[Row<Counters>] = &[
     ("copied_bytes", "Data that took a bounce buffer.", |it| it.copied_bytes),
     ("grant_copied_bytes", "Data that the hypervisor copied.", |it| it.grant_copied_bytes),
     ("grant_copy_calls", "Calls that had it copy.", |it| it.grant_copy_calls),
-    ("purged_pages", "Persistent pages unmapped to make room.", |it| it.purged_pages),
+    ("purged_pages", "Persistent pages unmapped to make room, or unused.", |it| it.purged_pages),
     ("map_calls", "Calls that mapped pages of the guest.", |it| it.map_calls),
     ("events", "Events from the guest.", |it| it.events),
     ("notifications", "Events to the guest.", |it| it.notifications),

@@ -18,6 +18,7 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 use zerotap_rpc_schema::space::NoSpace;
 use zerotap_rpc_schema::worker::{
     Abi, Bounds, Discard, ImageInfo, Journaled, TransferRule, VbdId, journal_bytes,
@@ -181,6 +182,7 @@ impl Vdi {
                 network: self.network,
                 no_space: self.no_space,
                 budget: Arc::clone(&self.budget),
+                unused_max: Duration::ZERO,
                 journal: Some((how, journal.try_clone().expect("a descriptor"))),
             };
             let vbd = VbdId { domid: DOMID, devid: self.number };

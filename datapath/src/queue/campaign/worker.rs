@@ -1,10 +1,10 @@
 //! A worker's queue, driven step by step instead of by a thread.
 
 use super::super::timer::Timer;
-use super::super::{Ask, MAILBOX, Server, TIMER, signal};
+use super::super::{Ask, MAILBOX, Server, TIMER, UNUSED, signal};
 use crate::device::{Device, Ring, Swept};
 use crate::engine::simulated::{Disk, Simulated};
-use crate::engine::{Completion, Engine};
+use crate::engine::{Completion, Engine, Tag};
 use crate::image::Image;
 use rustix::event::{EventfdFlags, eventfd};
 use std::cell::RefCell;
@@ -16,8 +16,8 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 use zerotap_rpc_schema::worker::VbdId;
 
-/// Longer than a history: its time is not the clock's.
-const NEVER: Duration = Duration::from_secs(24 * 3600);
+/// Of so many times that it falls asleep, it sleeps once until pages have gone unused.
+const SLEEPS: u32 = 8;
 
 /// A queue that serves. The very code that a queue's thread runs.
 pub(super) struct Worker {
@@ -28,6 +28,7 @@ pub(super) struct Worker {
     completions: Vec<Completion>,
     /// Its thread would sleep in the kernel.
     asleep: bool,
+    sleeps: u32,
 }
 
 impl Worker {
@@ -45,11 +46,12 @@ impl Worker {
         engine.wait_readable(wake.as_fd(), MAILBOX);
         let device = Device::connect(vbd, ring, image, &wake);
         let device = device.expect("the ring is as it should be");
-        let timer = Timer::new(NEVER).expect("a timer");
-        let server =
-            Server { device, engine, inbox, mailbox: Arc::clone(&wake), timer, moving: None };
+        let timer = || Timer::new().expect("a timer");
+        let (timer, unused, mailbox) = (timer(), timer(), Arc::clone(&wake));
+        let (unused_pause, moving) = (Duration::ZERO, None);
+        let server = Server { device, engine, inbox, mailbox, timer, unused, unused_pause, moving };
         let (swept, completions) = (Swept::More, Vec::new());
-        Worker { server, asks, wake, swept, completions, asleep: false }
+        Worker { server, asks, wake, swept, completions, asleep: false, sleeps: 0 }
     }
 
     /// One round, or as far as the thread gets before it sleeps.
@@ -64,17 +66,23 @@ impl Worker {
             self.server.wait(self.swept, completions)
         };
         self.asleep = matches!(&waited, Err(error) if error.kind() == ErrorKind::WouldBlock);
-        if self.asleep && self.server.device.lacks_space() {
-            // It has slept long enough.
-            self.completions.push(Completion { tag: TIMER, result: 1 });
+        if self.asleep {
+            let Some(tag) = self.slept_until() else { return };
+            self.completions.push(Completion { tag, result: 1 });
             self.asleep = false;
-            self.swept = self.server.round(&mut self.completions);
-            return;
-        }
-        if !self.asleep {
+        } else {
             waited.expect("a simulated engine does not fail");
-            self.swept = self.server.round(&mut self.completions);
         }
+        self.swept = self.server.round(&mut self.completions);
+    }
+
+    /// Which timer wakes it, if it has slept long enough for one.
+    fn slept_until(&mut self) -> Option<Tag> {
+        self.sleeps += 1;
+        if self.server.device.lacks_space() {
+            return Some(TIMER);
+        }
+        (self.server.device.keeps_pages() && self.sleeps.is_multiple_of(SLEEPS)).then_some(UNUSED)
     }
 
     pub(super) fn drain(&self) {
