@@ -6,6 +6,7 @@
 use crate::sr::lock::SrLock;
 use crate::sr::publish::{self, is_temporary};
 use crate::sr::record::{Record, is_key};
+use crate::sr::reserve;
 use rustix::fs::{Mode, OFlags};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -225,7 +226,7 @@ impl Catalog {
                 contents.temporaries.push(name);
             } else if name.strip_suffix(DATA_SUFFIX).is_some_and(is_key) {
                 data.push(name);
-            } else if name != SR_RECORD {
+            } else if name != SR_RECORD && name != reserve::NAME {
                 contents.foreign.push(name);
             }
         }
@@ -272,9 +273,7 @@ fn damaged(dir: &Path, key: &str, problem: &str) -> StorageError {
 
 /// A file operation that failed, for people.
 pub fn failed(what: &str, path: &Path, error: &io::Error) -> StorageError {
-    use rustix::io::Errno;
-    let full = [Errno::NOSPC.raw_os_error(), Errno::DQUOT.raw_os_error()];
-    if error.raw_os_error().is_some_and(|code| full.contains(&code)) {
+    if publish::is_full(error) {
         let text = format!(
             "cannot {what} {}: the file system is full. Free some space, or grow it",
             path.display()

@@ -7,6 +7,7 @@ use crate::sr::catalog::{Catalog, Contents, SR_RECORD, failed};
 use crate::sr::owner::Identity;
 use crate::sr::publish;
 use crate::sr::record::{Record, is_boot_key};
+use crate::sr::reserve;
 use crate::sr::rules::Rules;
 use crate::sr::volume::tell;
 use rustix::fs::{Mode, OFlags, StatVfs};
@@ -141,8 +142,11 @@ impl FileSr {
             );
             return Err(StorageError::backend(number::SR_NOT_EMPTY, text));
         }
-        let path = self.dir.join(SR_RECORD);
-        publish::remove(&self.dir, SR_RECORD).map_err(|error| failed("remove", &path, &error))
+        for name in [reserve::NAME, SR_RECORD] {
+            let path = self.dir.join(name);
+            publish::remove(&self.dir, name).map_err(|error| failed("remove", &path, &error))?;
+        }
+        Ok(())
     }
 
     /// Name and space. Sizes in bytes.

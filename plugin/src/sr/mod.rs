@@ -15,6 +15,7 @@ mod lock;
 pub mod owner;
 pub mod publish;
 pub mod record;
+mod reserve;
 pub mod revert;
 pub mod rules;
 pub mod transport;
@@ -167,11 +168,11 @@ pub async fn uuid_at(config: &Pairs) -> Result<String, StorageError> {
 }
 
 fn dir_of(config: &Pairs) -> Result<PathBuf, StorageError> {
-    let known = [PATH, rules::TRANSFER, rules::NO_SPACE];
+    let known = [PATH, rules::TRANSFER, rules::NO_SPACE, rules::ALLOCATION];
     if let Some(unknown) = config.keys().find(|key| !known.contains(&key.as_str())) {
         let text = format!(
             "device_config.{unknown} is not known: a file SR takes path=DIR, and if need be \
-             transfer=RULE and no_space=pause or error"
+             transfer=RULE, no_space=pause or error, allocation=sparse or preallocated"
         );
         return Err(StorageError::backend(number::CONFIG_INVALID, text));
     }

@@ -2,9 +2,14 @@
 //! directory synced.
 //!
 //! Knows nothing of what is in them. Called by the catalog and the file SR, on blocking threads.
+//!
+//! A file that is there can be replaced on a full file system, too: a reserve beside it has blocks
+//! of its own (`reserve.rs`).
 
 use crate::fault;
+use crate::sr::reserve;
 use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
 use serde::{Serialize, de::DeserializeOwned};
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -58,10 +63,22 @@ pub fn publish(dir: &Path, name: &str, value: &impl Serialize) -> io::Result<()>
     if let Err(error) = written {
         // Nothing depends on the removal: the next write of the same name takes the file over.
         let _ = rustix::fs::unlinkat(&dir, &temporary, AtFlags::empty());
-        return Err(error);
+        if !is_full(&error) {
+            return Err(error);
+        }
+        reserve::replace(&dir, name, &text, &temporary).map_err(|_| error)?;
+        return dir.sync_all();
     }
     fault::point!("a record is renamed");
-    dir.sync_all()
+    dir.sync_all()?;
+    reserve::keep(&dir);
+    Ok(())
+}
+
+/// Whether a file operation failed for want of space.
+pub fn is_full(error: &io::Error) -> bool {
+    let full = [Errno::NOSPC.raw_os_error(), Errno::DQUOT.raw_os_error()];
+    error.raw_os_error().is_some_and(|code| full.contains(&code))
 }
 
 /// Reads what [`publish`] wrote.
@@ -124,7 +141,9 @@ mod tests {
         let error = publish(dir.path(), "a.json", &long).expect_err("too long");
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
         assert_eq!(read::<u32>(dir.path(), "a.json").expect("still there"), 1);
-        assert_eq!(std::fs::read_dir(dir.path()).expect("a directory").count(), 1);
+        let names = std::fs::read_dir(dir.path()).expect("a directory");
+        let names: Vec<_> = names.map(|entry| entry.expect("a name").file_name()).collect();
+        assert!(names.len() == 2 && names.contains(&reserve::NAME.into()), "{names:?}");
         remove(dir.path(), "a.json").expect("removed");
         remove(dir.path(), "a.json").expect("removed already");
     }

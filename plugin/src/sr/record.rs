@@ -3,6 +3,7 @@
 //! Pure: no I/O. A record is validated once, when it is read; after that every field may be relied
 //! upon. Unknown fields are refused: a newer version's record must not lose what we don't know.
 
+use crate::sr::rules::{ALLOCATION, PREALLOCATED};
 use serde::{Deserialize, Serialize};
 use zerotap_rpc_schema::smapi2::{Pairs, VdiInfo};
 
@@ -195,7 +196,7 @@ impl Record {
     /// Whether its space was all allocated when it was made, and is to stay so.
     #[must_use]
     pub fn is_preallocated(&self) -> bool {
-        self.sm_config.get("allocation").is_some_and(|value| value == "preallocated")
+        self.sm_config.get(ALLOCATION).is_some_and(|value| value == PREALLOCATED)
     }
 
     /// The file that holds the data, where no block device does.

@@ -11,6 +11,22 @@ use zerotap_rpc_schema::worker::TransferRule;
 pub(super) const TRANSFER: &str = "transfer";
 /// The key of device-config.
 pub(super) const NO_SPACE: &str = "no_space";
+/// The key of device-config and sm-config.
+pub(super) const ALLOCATION: &str = "allocation";
+/// Its value for a volume that has all its blocks from the first.
+pub(super) const PREALLOCATED: &str = "preallocated";
+
+/// Whether what `allocation` says is to preallocate.
+///
+/// # Errors
+/// It is no word that is known.
+pub(super) fn preallocates(allocation: &str) -> Result<bool, &'static str> {
+    match allocation {
+        "sparse" => Ok(false),
+        PREALLOCATED => Ok(true),
+        _ => Err("give sparse or preallocated"),
+    }
+}
 
 /// The rules.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -19,6 +35,9 @@ pub struct Rules {
     pub transfer: Option<TransferRule>,
     /// What becomes of writes that find no space.
     pub no_space: Option<NoSpace>,
+    /// Whether new volumes that do not say otherwise are preallocated: SMAPIv3 tells of a volume's
+    /// sm-config only when it is made already.
+    pub preallocated: bool,
 }
 
 impl Rules {
@@ -27,7 +46,13 @@ impl Rules {
     /// # Errors
     /// A rule that there is not.
     pub(super) fn of(config: &Pairs) -> Result<Rules, StorageError> {
-        Ok(Rules { transfer: rule(config, TRANSFER)?, no_space: rule(config, NO_SPACE)? })
+        let allocation = config.get(ALLOCATION).map(|value| preallocates(value)).transpose();
+        let preallocated = allocation.map_err(|why| wrong(config, ALLOCATION, why))?;
+        Ok(Rules {
+            transfer: rule(config, TRANSFER)?,
+            no_space: rule(config, NO_SPACE)?,
+            preallocated: preallocated.unwrap_or(false),
+        })
     }
 
     /// Of a VDI with this sm-config, whose rules go before its SR's.
@@ -41,8 +66,11 @@ fn rule<T>(config: &Pairs, key: &str) -> Result<Option<T>, StorageError>
 where
     T: std::str::FromStr<Err: std::fmt::Display>,
 {
-    config.get(key).map(|rule| rule.parse()).transpose().map_err(|why: T::Err| {
-        let text = format!("device_config.{key}={}: {why}", config[key]);
-        StorageError::backend(number::CONFIG_INVALID, text)
-    })
+    let rule = config.get(key).map(|rule| rule.parse()).transpose();
+    rule.map_err(|why: T::Err| wrong(config, key, why))
+}
+
+fn wrong(config: &Pairs, key: &str, why: impl std::fmt::Display) -> StorageError {
+    let text = format!("device_config.{key}={}: {why}", config[key]);
+    StorageError::backend(number::CONFIG_INVALID, text)
 }

@@ -10,7 +10,7 @@ use crate::sr::file::{FileSr, bytes};
 use crate::sr::image::{self, Image};
 use crate::sr::publish;
 use crate::sr::record::{Record, is_boot_key, is_key, round_up};
-use crate::sr::rules::TRANSFER;
+use crate::sr::rules::{ALLOCATION, PREALLOCATED, TRANSFER, preallocates};
 use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, statat};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, OwnedFd};
@@ -70,7 +70,7 @@ impl FileSr {
     ///
     /// # Errors
     /// A size or an sm-config that makes no sense, not enough space.
-    pub fn plan(&self, wanted: VdiInfo) -> Result<Record, StorageError> {
+    pub fn plan(&self, mut wanted: VdiInfo) -> Result<Record, StorageError> {
         self.check()?;
         let key = match &wanted.uuid {
             Some(uuid) if is_key(uuid) && uuid::Uuid::parse_str(uuid).is_ok() => uuid.clone(),
@@ -90,13 +90,17 @@ impl FileSr {
             let size = self.size_of_device(&device, wanted.virtual_size)?;
             return Ok(Record::new(key, size, Some(device), wanted));
         }
-        if let Some(other) = wanted.sm_config.get("allocation")
-            && !["sparse", "preallocated"].contains(&other.as_str())
-        {
-            let text = format!(
-                "cannot create a VDI with sm_config.allocation={other}: give sparse or preallocated"
-            );
-            return Err(StorageError::backend(number::BAD_REQUEST, text));
+        match wanted.sm_config.get(ALLOCATION) {
+            Some(value) => {
+                preallocates(value).map_err(|why| {
+                    let text = format!("cannot create a VDI with sm_config.allocation={value}");
+                    StorageError::backend(number::BAD_REQUEST, format!("{text}: {why}"))
+                })?;
+            }
+            None if self.rules.preallocated => {
+                wanted.sm_config.insert(ALLOCATION.into(), PREALLOCATED.into());
+            }
+            None => {}
         }
         let size = round_up(wanted.virtual_size).ok_or_else(|| {
             let text = format!(
@@ -334,6 +338,7 @@ pub(super) fn too_large(error: Errno, size: i64, path: &Path) -> StorageError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sr::rules::Rules;
 
     const SR: &str = "8a6b0f4e-0d0c-4f0f-9a31-1f6d0b5a2c77";
 
@@ -377,6 +382,20 @@ mod tests {
         }
         sr.destroy().expect("empty");
         assert_eq!(std::fs::read_dir(dir.path()).expect("a directory").count(), 0);
+    }
+
+    #[test]
+    fn an_sr_may_say_how_its_volumes_are_allocated() {
+        let (_dir, sr) = sr();
+        let config = Pairs::from([("allocation".into(), "preallocated".into())]);
+        let sr = sr.ruled(Rules::of(&config).expect("a rule"));
+        let made = make(&sr, 1 << 20, &[]).expect("room");
+        assert!(made.physical_utilisation >= 1 << 20 && made.sm_config == config, "{made:?}");
+        let sparse = make(&sr, 1 << 20, &[("allocation", "sparse")]).expect("room");
+        assert_eq!(sparse.physical_utilisation, 0);
+        let config = Pairs::from([("allocation".into(), "thin".into())]);
+        assert!(text(Rules::of(&config)).contains("device_config.allocation=thin"));
+        assert!(text(make(&sr, 4096, &[("allocation", "thin")])).contains("sparse or"));
     }
 
     #[test]
