@@ -11,18 +11,21 @@ use crate::vbd::offer::Offer;
 use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use zerotap_rpc_schema::engine::EngineSetting;
 use zerotap_rpc_schema::space::NoSpace;
 use zerotap_rpc_schema::worker::TransferRule;
 
 /// Read when it is there and no other is named.
-const DEFAULT_FILE: &str = "/etc/zerotap.toml";
+pub const DEFAULT_FILE: &str = "/etc/zerotap.toml";
 const DEFAULT_RUN_DIR: &str = "/run/zerotap";
 const DEFAULT_STATE: &str = "/var/lib/zerotap/state.db";
 const DEFAULT_BACKEND_KIND: &str = "qdisk";
 /// Half of what Xen has records for (`gnttab_max_maptrack_frames`, 1024 of 256 each) where dom0 is
 /// a PV domain, which needs two for each page.
 const DEFAULT_MAPPED_PAGES_MAX: u64 = 65_536;
+/// Longer than a toolstack takes to tidy up after a domain.
+const DEFAULT_ABANDONED_AFTER_SECONDS: u64 = 60;
 /// xenstore-rs warns of every event of a watch that was just dropped, which guests can cause at
 /// will.
 const DEFAULT_LOG: &str = "info,xenstore_rs=error";
@@ -92,6 +95,7 @@ struct File {
     no_space: Option<NoSpace>,
     mapped_pages_max: Option<u64>,
     reattach_srs_at_boot: Option<bool>,
+    abandoned_after_seconds: Option<u64>,
     log: Option<String>,
     log_json: Option<bool>,
     #[serde(default)]
@@ -133,6 +137,20 @@ impl SwitchTable {
     }
 }
 
+/// Where no SMAPIv3 executables may be, by the configuration in `path`: the queue serves the type
+/// there. `None` where the queue is off, or no file.
+///
+/// # Errors
+/// A file that can't be understood.
+pub fn no_scripts_in(path: &Path) -> Result<Option<PathBuf>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let SwitchTable { enabled, storage_scripts, .. } = read(path)?.message_switch;
+    let scripts = storage_scripts.unwrap_or_else(|| DEFAULT_STORAGE_SCRIPTS.into());
+    Ok(enabled.then_some(scripts))
+}
+
 /// What the daemon goes by.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -168,6 +186,8 @@ pub struct Config {
     pub mapped_pages_max: u64,
     /// Whether SRs stay attached over a reboot of the host. XAPI wants not: it plugs its PBDs anew.
     pub reattach_srs_at_boot: bool,
+    /// How long after its domain has gone a use ends that nobody has ended; never when zero.
+    pub abandoned_after: Duration,
     /// tracing's filter, for example `info,zerotap=debug`.
     pub log: String,
     /// Log as JSON, one object a line.
@@ -217,6 +237,9 @@ impl Config {
             no_space: file.no_space.unwrap_or_default(),
             mapped_pages_max: file.mapped_pages_max.unwrap_or(DEFAULT_MAPPED_PAGES_MAX),
             reattach_srs_at_boot: file.reattach_srs_at_boot.unwrap_or(false),
+            abandoned_after: Duration::from_secs(
+                file.abandoned_after_seconds.unwrap_or(DEFAULT_ABANDONED_AFTER_SECONDS),
+            ),
             log: file.log.unwrap_or_else(|| DEFAULT_LOG.into()),
             log_json: file.log_json.unwrap_or(false),
             vbd: file.vbd,
@@ -312,8 +335,12 @@ mod tests {
         std::fs::create_dir_all(ours).expect("writable");
         let refused = Config::load(args(dir.path(), &text)).expect_err("both").to_string();
         assert!(refused.contains("zerotap smapi remove"), "{refused}");
+        let file = dir.path().join("zerotap.toml");
+        assert_eq!(no_scripts_in(&file).expect("readable"), Some(scripts), "nor later");
         let off = Config::load(args(dir.path(), "[message_switch]\n")).expect("off");
         assert_eq!(off.message_switch, None);
+        assert_eq!(no_scripts_in(&file).expect("readable"), None);
+        assert_eq!(no_scripts_in(Path::new("/nowhere.toml")).expect("no file"), None);
     }
 
     #[test]

@@ -385,6 +385,28 @@ fn what_is_installed_is_what_works() {
 }
 
 #[test]
+fn a_type_that_the_queue_serves_gets_no_executables() {
+    let host = Host::start().unwrap();
+    let (room, config) = (tempfile::tempdir().unwrap(), host.data().join("queue.toml"));
+    let install = |root: &Path| {
+        let (root, config) = (root.display().to_string(), config.display().to_string());
+        let words = ["smapi", "install", "--root", &root, "--config", &config];
+        host.zerotap(&words).unwrap().output().unwrap()
+    };
+    let text = format!("[message_switch]\nenabled = true\nstorage_scripts = {:?}\n", room.path());
+    std::fs::write(&config, text).unwrap();
+    let refused = install(room.path());
+    assert!(!refused.status.success());
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(said.contains("enabled = false"), "{said}");
+    assert_eq!(std::fs::read_dir(room.path()).unwrap().count(), 0);
+    // Another root is another matter, as that of a package which is being built.
+    assert!(install(&room.path().join("other")).status.success());
+    std::fs::write(&config, "").unwrap();
+    assert!(install(room.path()).status.success());
+}
+
+#[test]
 fn an_install_leaves_no_gap() {
     let host = Host::start().unwrap();
     let script = StorageScript::install(&host).unwrap();
