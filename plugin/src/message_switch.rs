@@ -23,8 +23,9 @@ use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use zerotap_rpc_schema::StorageError;
 
 /// The queue that XAPI derives from our SR type.
@@ -37,6 +38,8 @@ const BACKLOG_MAX: usize = 1024;
 const ANSWER_KEPT_BYTES_MAX: usize = 16 * 1024;
 /// Pauses before connecting again: doubled from the first to the last.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// How long a start waits for the switch.
+const SERVED_DEADLINE: Duration = Duration::from_secs(5);
 /// Calls that only look at memory, and are never made to wait for others.
 const AT_ONCE: &[&str] = &["SR.list", "Query.query"];
 
@@ -76,6 +79,7 @@ type Job = BoxFuture<'static, (Message, Key, Arc<str>)>;
 #[derive(Debug)]
 pub struct MessageSwitch {
     tasks: Vec<JoinHandle<()>>,
+    served: watch::Receiver<bool>,
 }
 
 impl MessageSwitch {
@@ -94,13 +98,24 @@ impl MessageSwitch {
             backlog: VecDeque::new(),
             highest: i64::MIN,
         };
+        let (serve, served) = watch::channel(false);
         let tasks = vec![
-            tokio::spawn(receive(socket, deliver)),
+            tokio::spawn(receive(socket, deliver, serve)),
             tokio::spawn(desk.run(deliveries, forgotten)),
             tokio::spawn(answer(finished, settle)),
             tokio::spawn(acknowledge(settled, state, forget)),
         ];
-        MessageSwitch { tasks }
+        MessageSwitch { tasks, served }
+    }
+
+    /// Ends when calls are taken, or after [`SERVED_DEADLINE`]: XAPI looks for queues when it
+    /// starts, and has no SR type for one that nobody takes calls from by then.
+    pub fn served(&self) -> impl Future<Output = ()> + use<> {
+        let mut served = self.served.clone();
+        async move {
+            // Late or stopped: whoever waits must go on.
+            let _ = timeout(SERVED_DEADLINE, served.wait_for(|served| *served)).await;
+        }
     }
 
     /// Takes no more calls. What is at work is finished by the core, and what was not acknowledged
@@ -110,14 +125,14 @@ impl MessageSwitch {
     }
 }
 
-async fn receive(socket: PathBuf, deliver: mpsc::Sender<Delivery>) {
+async fn receive(socket: PathBuf, deliver: mpsc::Sender<Delivery>, serve: watch::Sender<bool>) {
     let mut pause = PAUSES.0;
     loop {
         let problem = match Link::open(&socket, QUEUE).await {
             Ok(link) => {
                 tracing::info!(queue = QUEUE, switch = %socket.display(), "the queue is served");
-                pause = PAUSES.0;
-                match drain(&Arc::new(link), &deliver).await {
+                serve.send_replace(true);
+                match drain(&Arc::new(link), &deliver, &mut pause).await {
                     Some(problem) => problem,
                     None => return,
                 }
@@ -135,14 +150,20 @@ async fn receive(socket: PathBuf, deliver: mpsc::Sender<Delivery>) {
     }
 }
 
-/// Until the link breaks, or nobody takes messages any more.
-async fn drain(link: &Arc<Link>, deliver: &mpsc::Sender<Delivery>) -> Option<String> {
+/// Until the link breaks, or nobody takes messages any more. Only one that brings something ends
+/// the growth of `pause`.
+async fn drain(
+    link: &Arc<Link>,
+    deliver: &mpsc::Sender<Delivery>,
+    pause: &mut Duration,
+) -> Option<String> {
     let mut from: Option<String> = None;
     loop {
         let (messages, next) = match link.transfer(from.as_deref()).await {
             Ok(transferred) => transferred,
             Err(problem) => return Some(problem),
         };
+        *pause = PAUSES.0;
         let delivery = Delivery { link: Arc::clone(link), messages, first: from.is_none() };
         deliver.send(delivery).await.ok()?;
         from = Some(next);
@@ -200,7 +221,7 @@ impl Desk {
     async fn take(&mut self, delivery: Delivery, jobs: &mut FuturesUnordered<Job>) {
         let Delivery { link, messages, first } = delivery;
         for message in messages {
-            let key = message.key();
+            let key = message.key(self.state.boot_id());
             let again = first || message.id <= self.highest;
             self.highest = if first { message.id } else { self.highest.max(message.id) };
             if let Some(known) = self.known.get_mut(&key) {

@@ -2,6 +2,7 @@
 //! queue. Every scenario ends with no violation of the protocol and no message left.
 
 use serde_json::{Value, json};
+use zerotap_tests::harness::small::Small;
 use zerotap_tests::harness::{Host, eventually, uuid};
 use zerotap_tests::message_switch::{Caller, Switch};
 
@@ -315,6 +316,75 @@ fn a_caller_that_hangs_up_changes_nothing() {
     })
     .unwrap();
     caller.result("VDI.deactivate", &dp).unwrap();
+    site.end();
+}
+
+#[test]
+fn a_caller_of_any_name_is_answered_and_harms_nobody() {
+    let site = Site::start();
+    let mut odd = Caller::connect_as(site.switch.socket(), "my tool/%20\u{e4}\n?#:7").unwrap();
+    for caller in [&mut odd, &mut site.caller()] {
+        assert_eq!(caller.result("SR.list", &json!({"dbg": "t"})).unwrap(), json!([site.sr]));
+    }
+    drop(odd);
+    site.end();
+}
+
+/// After a boot processes and messages are numbered anew: who says what was said before means it.
+#[test]
+fn what_was_done_in_another_boot_is_done_anew() {
+    let mut site = Site::start();
+    let info = json!({"vdi": "", "name_label": "disk", "virtual_size": MIB});
+    let params = json!({"dbg": "t", "sr": site.sr, "vdi_info": info});
+    let text = json!({"method": "VDI.create", "params": [params], "id": 1}).to_string();
+    let (_, dir) = site.host.create_sr().unwrap();
+    let dir = dir.with_file_name(format!("sr-{}", site.sr));
+    let attach = json!({"sr": site.sr, "device_config": {"path": dir}});
+    let mut made = Vec::new();
+    for boot in ["second", "third"] {
+        site.host.kill_daemon().unwrap();
+        site.host.write_boot_id(boot).unwrap();
+        site.switch.restart(false).unwrap();
+        site.host.start_daemon().unwrap();
+        site.host.rpc().raw("SR.attach", &attach).unwrap();
+        let mut caller = Caller::connect_as(site.switch.socket(), "xapi:1970").unwrap();
+        let id = eventually("there is a queue", || Ok(caller.post_raw(&text).ok())).unwrap();
+        made.push((id, caller.answer(id).unwrap().unwrap()["vdi"].clone()));
+    }
+    assert_eq!(made[0].0, made[1].0, "the messages have one number");
+    assert_ne!(made[0].1, made[1].1, "and made two volumes");
+    assert_eq!(site.vdis(), 2);
+    site.end();
+}
+
+/// Needs root, for a file system that stands still.
+#[test]
+fn who_asks_for_srs_waits_for_nobody() {
+    let site = Site::start();
+    let small = Small::new(32 << 20).unwrap();
+    let stuck = uuid().unwrap();
+    site.host.create_sr_at(&stuck, small.dir()).unwrap();
+    let made = (0..8).map(|_| site.host.create_vdi_in(&stuck, 4096).unwrap().vdi);
+    let vdis: Vec<String> = made.collect();
+    small.freeze().unwrap();
+    let mut hasty = site.caller();
+    let mut ids = Vec::new();
+    for _ in 0..60 {
+        for vdi in &vdis {
+            let name = json!({"dbg": "t", "sr": stuck, "vdi": vdi, "new_name_label": "new"});
+            ids.push(hasty.post("VDI.set_name_label", &name).unwrap());
+        }
+    }
+    let mut caller = site.caller();
+    let listed = caller.result("SR.list", &json!({"dbg": "t"})).unwrap();
+    assert!(listed.as_array().unwrap().contains(&json!(stuck)));
+    caller.result("Query.query", &json!({"dbg": "t"})).unwrap();
+    assert!(site.switch.waiting() >= ids.len(), "all the others wait");
+    small.thaw().unwrap();
+    for id in ids {
+        hasty.answer(id).unwrap().unwrap();
+    }
+    site.host.rpc().raw("SR.detach", &json!({"sr": stuck})).unwrap();
     site.end();
 }
 

@@ -11,6 +11,7 @@ use hyper::body::Bytes;
 use hyper::client::conn::http1::SendRequest;
 use hyper::{Method, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
+use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 use tokio::net::UnixStream;
@@ -80,6 +81,21 @@ fn late() -> Problem {
     format!("it has not answered for {} s", ANSWER_DEADLINE.as_secs())
 }
 
+/// A queue's name in a path: callers choose theirs (upstream's, after their program's file).
+fn encode(queue: &str) -> String {
+    let mut encoded = String::with_capacity(queue.len());
+    for byte in queue.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b':' => {
+                encoded.push(char::from(byte));
+            }
+            // Into a string it never fails.
+            _ => drop(write!(encoded, "%{byte:02X}")),
+        }
+    }
+    encoded
+}
+
 /// A link for as long as it lasts.
 pub(super) struct Link {
     queue: String,
@@ -136,7 +152,7 @@ impl Link {
     /// Answers a message. Nothing is owed to a caller that has gone.
     pub(super) async fn answer(&self, message: &Message, answer: &str) {
         let Some(reply_queue) = &message.reply_queue else { return };
-        let path = format!("/response/{reply_queue}/{}/{}", self.queue, message.id);
+        let path = format!("/response/{}/{}/{}", encode(reply_queue), self.queue, message.id);
         let body = Bytes::copy_from_slice(answer.as_bytes());
         let answered = self.ask(&self.answers, Method::POST, &path, body).await;
         if answered.is_some_and(|told| told.as_ref() == b"[]") {
@@ -162,5 +178,18 @@ impl Link {
         }
         let asked = over.lock().await.request(method, path, body, Duration::ZERO).await;
         asked.map_err(|problem| self.broken.send_replace(Some(problem))).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_a_caller_is_called_is_a_path() {
+        assert_eq!(encode("xapi:1970"), "xapi:1970");
+        assert_eq!(encode("a b/%\u{e4}?#"), "a%20b%2F%25%C3%A4%3F%23");
+        let path = format!("/response/{}/q/1", encode("\u{0}\n\u{fffd} \""));
+        assert!(Request::builder().uri(path).body(()).is_ok());
     }
 }

@@ -17,14 +17,18 @@ pub(super) struct Message {
     pub(super) payload: String,
 }
 
-/// What names a message for good: a switch that lost its queues counts anew.
+/// What names a message: its id, and a digest of all else that is known of it. A switch counts anew
+/// when it is started, but a caller of XAPI's never says the same twice: its reply queue is called
+/// by its process, and each of its calls has a number (ocaml-rpc `src/lib/jsonrpc.ml`, `new_id`).
 pub(super) type Key = (i64, String);
 
 impl Message {
-    /// The message's name.
-    pub(super) fn key(&self) -> Key {
+    /// The message's name in a boot of the host: with the host processes begin anew, too, and may
+    /// say what others said before.
+    pub(super) fn key(&self, boot_id: &str) -> Key {
         let reply_queue = self.reply_queue.as_deref().unwrap_or_default();
-        let bytes = reply_queue.bytes().chain([0]).chain(self.payload.bytes());
+        let parts = [boot_id, reply_queue, &self.payload];
+        let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
         (self.id, format!("{:032x}", fnv(bytes)))
     }
 }
@@ -62,7 +66,10 @@ struct Entry {
 /// # Errors
 /// What is not as the protocol says.
 pub(super) fn read(body: &[u8]) -> Result<(Vec<Message>, String), String> {
-    let transfer: Transfer = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    // A caller's text is taken as it is by the switch. One that is no UTF-8 makes no sense; it must
+    // not keep the others from being read.
+    let body = String::from_utf8_lossy(body);
+    let transfer: Transfer = serde_json::from_str(&body).map_err(|error| error.to_string())?;
     let message = |((_, id), entry): ((String, i64), Entry)| {
         let reply_queue = match entry.kind {
             (kind, Value::String(queue)) if kind == "Request" => Some(queue),
@@ -90,16 +97,29 @@ mod tests {
         assert_eq!(messages[0].reply_queue, None);
         assert_eq!(messages[1].reply_queue.as_deref(), Some("r"));
         assert!(read(b"{}").is_err());
+        let mut odd = body.to_vec();
+        let at = odd.windows(3).position(|bytes| bytes == b"\"a\"").expect("a payload");
+        odd[at + 1] = 0xff;
+        let (messages, _) = read(&odd).expect("the others are in there, too");
+        assert_eq!(messages[0].payload, "\u{fffd}");
     }
 
     #[test]
-    fn a_name_is_of_id_caller_and_payload() {
-        let message = |id, queue: &str, payload: &str| {
-            Message { id, reply_queue: Some(queue.into()), payload: payload.into() }.key()
+    fn a_name_is_of_boot_id_caller_and_payload() {
+        let message = |boot: &str, id, queue: &str, payload: &str| {
+            Message { id, reply_queue: Some(queue.into()), payload: payload.into() }.key(boot)
         };
-        assert_eq!(message(1, "r", "p"), message(1, "r", "p"));
-        for other in [message(2, "r", "p"), message(1, "rp", ""), message(1, "r", "q")] {
-            assert_ne!(message(1, "r", "p"), other);
+        let one = message("b", 1, "r", "p");
+        assert_eq!(message("b", 1, "r", "p"), one);
+        for other in [
+            message("c", 1, "r", "p"),
+            message("b", 2, "r", "p"),
+            message("b", 1, "rp", ""),
+            message("b", 1, "r", "q"),
+            message("br", 1, "", "p"),
+        ] {
+            assert_ne!(other, one);
+            assert_ne!(volume_name(&other), volume_name(&one), "two volumes of one name are one");
         }
         // The test vector of the algorithm's authors for "a".
         assert_eq!(fnv([b'a'].into_iter()), 0xd228_cb69_6f1a_8caf_7891_2b70_4e4a_8964);

@@ -121,6 +121,12 @@ impl State {
         write.await
     }
 
+    /// The host's boot that it was opened in.
+    #[must_use]
+    pub fn boot_id(&self) -> &str {
+        &self.boot_id
+    }
+
     /// What calls of earlier boots left half done on an SR that was not kept: keys and operations.
     ///
     /// # Errors

@@ -14,7 +14,7 @@ const ROWS_MAX: i64 = 4096;
 pub struct Handled {
     /// The switch's id of it.
     pub message: i64,
-    /// Of its reply queue and payload: ids begin anew when the switch loses its queues.
+    /// Of the boot, its reply queue and payload: ids begin anew when the switch is started.
     pub digest: String,
     /// The envelope that was answered; none where it is too large to keep, which only answers of
     /// calls that change nothing are.

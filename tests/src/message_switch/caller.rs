@@ -31,14 +31,23 @@ impl Caller {
     /// When the switch is away.
     pub fn connect(socket: &Path) -> anyhow::Result<Caller> {
         let number = CALLERS.fetch_add(1, Ordering::Relaxed);
-        let reply_queue = format!("xapi:{}:{number}", std::process::id());
+        Caller::connect_as(socket, &format!("xapi:{}:{number}", std::process::id()))
+    }
+
+    /// The same with a reply queue of that name.
+    ///
+    /// # Errors
+    /// As [`Caller::connect`].
+    pub fn connect_as(socket: &Path, name: &str) -> anyhow::Result<Caller> {
+        let path = encode(name);
         let open = || {
             let mut connection = Connection::open(socket)?;
-            ask(&mut connection, "GET", &format!("/login/{reply_queue}"), "")?;
+            ask(&mut connection, "GET", &format!("/login/{path}"), "")?;
             anyhow::Ok(connection)
         };
         let (mut asks, hears) = (open()?, open()?);
-        ask(&mut asks, "GET", &format!("/transient/{reply_queue}"), "")?;
+        ask(&mut asks, "GET", &format!("/transient/{path}"), "")?;
+        let reply_queue = name.to_owned();
         Ok(Caller { asks, hears, reply_queue, from: None, early: HashMap::new(), calls: 0 })
     }
 
@@ -58,7 +67,7 @@ impl Caller {
     /// # Errors
     /// As [`Caller::post`].
     pub fn post_raw(&mut self, payload: &str) -> anyhow::Result<i64> {
-        let path = format!("/request/{QUEUE}/{}", self.reply_queue);
+        let path = format!("/request/{QUEUE}/{}", encode(&self.reply_queue));
         let sent: Value = serde_json::from_str(&ask(&mut self.asks, "POST", &path, payload)?)?;
         sent[0][1].as_i64().context("there is no such queue")
     }
@@ -83,7 +92,7 @@ impl Caller {
                 let to = message[1]["kind"][1][1].as_i64().context("an answer says to what")?;
                 let payload = message[1]["payload"].as_str().context("a payload")?;
                 self.early.insert(to, payload.into());
-                let path = format!("/ack/{}/{}", self.reply_queue, message[0][1]);
+                let path = format!("/ack/{}/{}", encode(&self.reply_queue), message[0][1]);
                 ask(&mut self.asks, "GET", &path, "")?;
             }
         }
@@ -118,6 +127,11 @@ impl Caller {
             Err(error) => bail!("{method} {params}: {error}"),
         }
     }
+}
+
+/// A queue's name in a path.
+fn encode(name: &str) -> String {
+    name.bytes().fold(String::new(), |path, byte| path + &format!("%{byte:02X}"))
 }
 
 fn ask(
