@@ -16,7 +16,7 @@ use crate::rpc::tcp::TcpDoor;
 use crate::rpc::{Core, methods};
 use crate::sr::Srs;
 use crate::state::{State, now};
-use crate::vbd::{VbdConfig, Vbds, space};
+use crate::vbd::{VbdConfig, Vbds, gone, space};
 use crate::vdi::{Registry, chores, outgrown, recover, supervise};
 use crate::worker::journals::Journals;
 use crate::worker::set::NEWS_QUEUED_MAX;
@@ -109,6 +109,8 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
         received,
     );
     let space = tokio::spawn(space::run(Arc::clone(&vbds)));
+    let gone = gone::run(Arc::clone(&vbds), Arc::clone(&registry), config.abandoned_after);
+    let gone = tokio::spawn(gone);
     let core = Arc::new(Core {
         srs,
         registry: Arc::clone(&registry),
@@ -139,7 +141,13 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
     let socket = config.rpc_socket();
     let (host, uuid, at) = (&config.host, &us.host, socket.display());
     tracing::info!(version, pid, %host, uuid, socket = %at, "zerotap serves");
-    tell_service_manager();
+    let served = switch.as_ref().map(MessageSwitch::served);
+    tokio::spawn(async move {
+        if let Some(served) = served {
+            served.await;
+        }
+        tell_service_manager();
+    });
 
     tokio::select! {
         _ = terminate.recv() => tracing::info!("SIGTERM: stopping; workers go on"),
@@ -153,6 +161,7 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
     legacy.iter().for_each(tokio::task::JoinHandle::abort);
     outgrown.abort();
     space.abort();
+    gone.abort();
     // It fails when nobody serves any more, which is what it is for.
     let _ = calls.stop();
     let finished = async {

@@ -6,18 +6,17 @@
 //! a commit; readers have connections of their own and wait for nobody.
 //!
 //! Every query is checked by the compiler against `.sqlx/`, and a test checks `.sqlx/` against
-//! `migrations/`. WHEN CHANGING A QUERY, renew `.sqlx/` from the workspace's root:
-//! `rm -f .sqlx/* target/schema.db; cat migrations/*.sql | sqlite3 target/schema.db;
-//! touch plugin/src/main.rs;
-//! DATABASE_URL=sqlite:$PWD/target/schema.db SQLX_OFFLINE_DIR=$PWD/.sqlx cargo check -p zerotap`
+//! `migrations/`. WHEN CHANGING A QUERY, renew `.sqlx/` as CONTRIBUTING.md says.
 
 mod boot;
 mod handled;
 mod owed;
+mod seen;
 mod writer;
 
 pub use boot::Voided;
 pub use handled::Handled;
+pub use seen::Use;
 pub use writer::Commits;
 
 use crate::vdi::VdiId;

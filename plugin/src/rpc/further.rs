@@ -2,7 +2,7 @@
 //! handler names the core's call for it.
 
 use crate::rpc::methods::Table;
-use crate::rpc::{Core, to_the_end};
+use crate::rpc::{Core, smapi2, to_the_end};
 use crate::vdi::VdiId;
 use crate::vdi::actor::Edit;
 use std::sync::Arc;
@@ -23,9 +23,8 @@ fn repositories(table: &mut Table) {
     table.add::<table::SrScan, _, _>(|core, params| async move {
         Ok(core.srs.get(&params.sr)?.run(crate::sr::file::FileSr::scan).await?.0)
     });
-    table.add::<table::SrReset, _, _>(|core, params| {
-        to_the_end(async move { core.srs.detach(&params.sr).await })
-    });
+    table
+        .add::<table::SrReset, _, _>(|core, params| to_the_end(smapi2::detach_sr(core, params.sr)));
 }
 
 fn volumes(table: &mut Table) {

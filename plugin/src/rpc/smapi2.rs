@@ -1,7 +1,7 @@
 //! SMAPIv2's methods: each handler names the core's call for it.
 
 use crate::rpc::methods::Table;
-use crate::rpc::{Core, diagnostics, to_the_end};
+use crate::rpc::{Core, diagnostics, smapi3, to_the_end};
 use crate::sr::file::SrEdit;
 use crate::state::now;
 use crate::vdi::VdiId;
@@ -57,7 +57,12 @@ fn query(table: &mut Table) {
 }
 
 pub(super) fn about() -> QueryResult {
-    let path = "Absolute path of a directory, on a file system that can do direct I/O";
+    let configuration = [
+        ("path", "Absolute path of a directory, on a file system that can do direct I/O"),
+        ("allocation", "How new VDIs are made: sparse (the default) or preallocated"),
+        ("no_space", "What becomes of writes that find no space: pause or error"),
+        ("transfer", "How guests' pages are reached: auto, map or copy"),
+    ];
     QueryResult {
         driver: "zerotap".into(),
         name: "zerotap".into(),
@@ -67,7 +72,7 @@ pub(super) fn about() -> QueryResult {
         version: env!("CARGO_PKG_VERSION").into(),
         required_api_version: "5.0".into(),
         features: FEATURES.iter().map(ToString::to_string).collect(),
-        configuration: Pairs::from([("path".into(), path.into())]),
+        configuration: Pairs::from(configuration.map(|(key, what)| (key.into(), what.into()))),
         required_cluster_stack: vec![],
         supported_image_formats: vec!["raw".into()],
         smapi_version: "SMAPIv3".into(),
@@ -77,14 +82,11 @@ pub(super) fn about() -> QueryResult {
 fn repositories(table: &mut Table) {
     table.add::<table::SrCreate, _, _>(|core, params| to_the_end(create_sr(core, params)));
     table.add::<table::SrAttach, _, _>(|core, params| {
-        to_the_end(async move { core.srs.attach(&params.sr, &params.device_config).await })
+        let (device_config, _) = smapi3::split(params.device_config);
+        to_the_end(async move { core.srs.attach(&params.sr, &device_config).await })
     });
-    table.add::<table::SrDetach, _, _>(|core, params| {
-        to_the_end(async move { core.srs.detach(&params.sr).await })
-    });
-    table.add::<table::SrDestroy, _, _>(|core, params| {
-        to_the_end(async move { core.srs.destroy(&params.sr).await })
-    });
+    table.add::<table::SrDetach, _, _>(|core, params| to_the_end(detach_sr(core, params.sr)));
+    table.add::<table::SrDestroy, _, _>(|core, params| to_the_end(destroy_sr(core, params.sr)));
     table.add::<table::SrStat, _, _>(|core, params| async move {
         core.srs.get(&params.sr)?.run(|file| file.stat()).await
     });
@@ -93,7 +95,8 @@ fn repositories(table: &mut Table) {
         core.srs.get(&params.sr)?.run(|file| file.scan()).await
     });
     table.add::<table::SrProbe, _, _>(|_, params| async move {
-        crate::sr::probe(&params.device_config).await.map(ProbeResult::Probe)
+        let (device_config, _) = smapi3::split(params.device_config);
+        crate::sr::probe(&device_config).await.map(ProbeResult::Probe)
     });
     table.add::<table::SrSetNameLabel, _, _>(|core, params| {
         to_the_end(edit_sr(core, params.sr, SrEdit::NameLabel(params.new_name_label)))
@@ -105,8 +108,20 @@ fn repositories(table: &mut Table) {
 
 async fn create_sr(core: Arc<Core>, params: SrCreateParams) -> Result<Pairs, StorageError> {
     let SrCreateParams { sr, name_label, name_description, device_config, .. } = params;
-    core.srs.create(&sr, &device_config, name_label, name_description).await?;
+    let (place, _) = smapi3::split(device_config.clone());
+    core.srs.create(&sr, &place, name_label, name_description).await?;
     Ok(device_config)
+}
+
+/// A use that could not be ended when it should be is not in the way if it can be now.
+pub(super) async fn detach_sr(core: Arc<Core>, sr: String) -> Result<(), StorageError> {
+    core.registry.tidy_leaked(&sr).await?;
+    core.srs.detach(&sr).await
+}
+
+pub(super) async fn destroy_sr(core: Arc<Core>, sr: String) -> Result<(), StorageError> {
+    core.registry.tidy_leaked(&sr).await?;
+    core.srs.destroy(&sr).await
 }
 
 pub(super) async fn edit_sr(core: Arc<Core>, sr: String, edit: SrEdit) -> Result<(), StorageError> {

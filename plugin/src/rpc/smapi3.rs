@@ -67,10 +67,10 @@ fn repositories(table: &mut Table) {
         to_the_end(attach_sr(core, params.configuration))
     });
     table.add::<table::SrDetach, _, _>(|core, params| {
-        to_the_end(async move { core.srs.detach(&params.sr).await })
+        to_the_end(smapi2::detach_sr(core, params.sr))
     });
     table.add::<table::SrDestroy, _, _>(|core, params| {
-        to_the_end(async move { core.srs.destroy(&params.sr).await })
+        to_the_end(smapi2::destroy_sr(core, params.sr))
     });
     table.add::<table::SrStatMethod, _, _>(|core, params| async move {
         let info = core.srs.get(&params.sr)?.run(|file| file.stat()).await?;
@@ -89,8 +89,9 @@ fn repositories(table: &mut Table) {
     });
 }
 
-/// The core's device-config, and the SR's uuid where XAPI knows it already.
-fn split(mut configuration: Pairs) -> (Pairs, Option<String>) {
+/// The core's device-config, and the SR's uuid where XAPI knows it already. SMAPIv2's calls have it
+/// in there for an SR that was found through SMAPIv3.
+pub(super) fn split(mut configuration: Pairs) -> (Pairs, Option<String>) {
     let uuid = configuration.remove(SR_UUID);
     (configuration, uuid)
 }

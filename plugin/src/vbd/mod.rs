@@ -9,6 +9,7 @@ pub mod backend;
 pub mod device;
 pub mod disk;
 pub mod frontend;
+pub mod gone;
 pub mod offer;
 mod pace;
 mod plug;

@@ -3,7 +3,7 @@
 //! It holds nothing of its own: what is true stands in the database, on the SR and in the set of
 //! workers, so a daemon that was killed, or an actor that panicked, loses nothing. It lives while
 //! there are commands. What each command does: `datapath.rs`, `volume.rs`, `service.rs`,
-//! `replace.rs`.
+//! `replace.rs`, `abandon.rs`.
 
 use crate::fault;
 use crate::sr::record::Record;
@@ -54,6 +54,7 @@ pub enum Command {
     Deactivate { dp: String, reply: Reply<()> },
     Detach { dp: String, reply: Reply<()> },
     DestroyDatapath { dp: String, allow_leak: bool, reply: Reply<()> },
+    Abandon { dp: String, domain: String, reply: Reply<()> },
     Tidy { reply: Reply<()> },
     Revive { reply: Reply<()> },
     Upgrade { reply: Reply<()> },
@@ -109,6 +110,9 @@ impl Vdi<'_> {
             }
             Command::Resize { size, reply } => answer(reply, self.resize(size).await),
             Command::Edit { edit, reply } => answer(reply, self.edit(edit).await),
+            Command::Abandon { dp, domain, reply } => {
+                answer(reply, self.abandon(&dp, &domain).await);
+            }
             Command::Tidy { reply } => answer(reply, self.tidy().await),
             Command::Revive { reply } => answer(reply, self.revive().await),
             Command::Upgrade { reply } => answer(reply, self.upgrade().await),

@@ -22,7 +22,8 @@ impl VdiId {
     }
 
     /// The VDI that this is a copy of, or itself.
-    pub(super) fn base(&self) -> VdiId {
+    #[must_use]
+    pub fn base(&self) -> VdiId {
         VdiId::new(self.sr.clone(), base_key(&self.vdi))
     }
 }

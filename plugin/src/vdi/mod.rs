@@ -3,8 +3,10 @@
 //! `registry` is the door, `actor` the queue behind it, `automaton` the rules (pure), `datapath`,
 //! `volume`, `resize`, `revert`, `service` and `replace` what the commands do, `epoch` disks that
 //! forget, `recover` what a new daemon does first, `supervise` what becomes of dead workers,
-//! `chores` what is tried again, `outgrown` what is watched, `tasks` what lasts.
+//! `abandon` uses that nobody ends, `chores` what is tried again, `outgrown` what is watched,
+//! `tasks` what lasts.
 
+mod abandon;
 pub mod actor;
 pub mod automaton;
 pub mod chores;

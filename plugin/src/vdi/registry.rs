@@ -379,7 +379,7 @@ impl Registry {
         Ok(())
     }
 
-    async fn ask<T>(
+    pub(super) async fn ask<T>(
         self: &Arc<Self>,
         vdi: &VdiId,
         command: impl FnOnce(Reply<T>) -> Command,
