@@ -133,3 +133,42 @@ fn the_dashboard_asks_for_metrics_that_there_are() {
         assert!(text.contains(&format!("| `{family}` |")), "{name} is not documented");
     }
 }
+
+/// What the daemon warns of or calls an error: the words of each such line of the log, in pieces
+/// between what differs.
+fn complaints(dir: &Path, found: &mut BTreeSet<Vec<String>>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            complaints(&path, found);
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        let calls = ["tracing::warn!(", "tracing::error!("].map(|call| text.split(call).skip(1));
+        for call in calls.into_iter().flatten() {
+            let call = call.split(");").flat_map(|it| it.split("),\n")).next().unwrap_or_default();
+            // The message is the last literal.
+            let literal = call.split('"').rev().nth(1).unwrap_or_default();
+            let literal: String = literal.split("\\\n").map(str::trim_start).collect();
+            let pieces = literal.split('{').map(|piece| piece.split('}').next_back());
+            let pieces = pieces.flatten().map(|piece| piece.trim_matches([' ', ':', '.', '(']));
+            let words: Vec<_> = pieces.filter(|it| it.len() > 5).map(str::to_owned).collect();
+            if !words.is_empty() {
+                found.insert(words);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_complaint_of_the_log_is_explained() {
+    let mut found = BTreeSet::new();
+    complaints(&root().join("plugin/src"), &mut found);
+    assert!(found.len() > 50, "{found:?}");
+    let text = read("docs/operations.md");
+    let told = text.split('`').skip(1).step_by(2);
+    let told: Vec<&str> = told.map(|it| it.trim_matches(':')).filter(|it| it.len() > 5).collect();
+    let is_told = |it: &String| told.iter().any(|told| it.contains(told) || told.contains(&**it));
+    let unexplained: Vec<_> = found.iter().filter(|words| !words.iter().any(is_told)).collect();
+    assert!(unexplained.is_empty(), "docs/operations.md does not tell of {unexplained:#?}");
+}
