@@ -271,7 +271,8 @@ impl<'a> History<'a> {
             let whole = whole.unwrap_or(&name);
             let of_volume = [".raw", ".vdi.json"].iter().find_map(|end| whole.strip_suffix(end));
             let known = of_volume.is_some_and(|key| self.volumes.contains_key(key));
-            ensure!(known || name == "zerotap-sr.json", "{name} is nobody's");
+            let of_sr = ["zerotap-sr.json", ".zerotap-reserve"].contains(&&*name);
+            ensure!(known || of_sr, "{name} is nobody's");
         }
         Ok(())
     }
