@@ -409,7 +409,8 @@ mod tests {
         }
         assert!(text(make(&sr, 4096, &[("allocation", "thick")])).contains("preallocated"));
         assert!(text(make(&sr, 4096, &[("device", "/dev/null")])).contains("not a block device"));
-        assert_eq!(std::fs::read_dir(dir.path()).expect("a directory").count(), 1);
+        let left = std::fs::read_dir(dir.path()).expect("a directory").count();
+        assert_eq!(left, 2, "the SR's record and its reserve");
     }
 
     #[test]
