@@ -17,6 +17,8 @@ use zerotap_datapath::ring::abi::{
 };
 use zerotap_rpc_schema::worker::TransferRule;
 
+/// Some of them have their rings broken amid a sweep.
+const GUESTS_THAT_FLICKER: u16 = 24;
 const ABIS: [Abi; 2] = [Abi::X86_64, Abi::X86_32];
 
 /// Every way to a guest's pages: what stands, what is mapped and what is copied, and a mixture of
@@ -376,6 +378,17 @@ fn a_guest_that_lets_go_has_all_answered_that_is_refused() {
     front.produce_unnoticed(77, 30);
     front.disconnect();
     assert_eq!(front.answered(30), [STATUS_EOPNOTSUPP; 30]);
+}
+
+#[test]
+fn what_was_taken_when_a_ring_broke_is_let_go_of() {
+    let rig = Rig::new(64);
+    for domid in 1..=GUESTS_THAT_FLICKER {
+        let mut front = Front::connect_as(&rig, domid, TERMS);
+        front.produce_flickering();
+        front.disconnect();
+        assert_eq!(front.grants_in_use(), 0);
+    }
 }
 
 #[test]

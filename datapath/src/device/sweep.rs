@@ -39,11 +39,18 @@ impl Device {
         }
         // Who waits for room is not overtaken by those who are still in the ring.
         while self.takes() && budget > 0 && self.waiting.is_empty() {
-            match self.take_all(&mut budget) {
-                Ok(()) => {}
-                Err(broken) => return self.give_up(&broken),
+            let taken = self.take_all(&mut budget);
+            let nothing = self.batch.is_empty();
+            if !nothing {
+                self.statistics.counters.sweeps += 1;
+                self.reach_pages();
+                self.start_batch(engine);
             }
-            if self.batch.is_empty() {
+            if let Err(broken) = taken {
+                self.give_up(&broken);
+                break;
+            }
+            if nothing {
                 return match self.barrier {
                     None if self.state == State::Serving => Swept::Empty,
                     // All of the batch was refused: no completion will come for the rest.
@@ -51,9 +58,6 @@ impl Device {
                     _ => Swept::Waiting,
                 };
             }
-            self.statistics.counters.sweeps += 1;
-            self.reach_pages();
-            self.start_batch(engine);
         }
         if self.state == State::Draining {
             self.cancel_event_when_idle(engine);
@@ -94,27 +98,34 @@ impl Device {
                 false
             }
             Err(broken) => {
-                let _ = self.give_up(&broken);
+                self.give_up(&broken);
                 false
             }
         }
     }
 
-    fn give_up(&mut self, why: &RingBroken) -> Swept {
+    fn give_up(&mut self, why: &RingBroken) {
         tracing::error!(vbd = %self.vbd, %why, "the frontend broke the ring; it is served no more");
         self.state = State::Broken;
-        Swept::Waiting
     }
 
-    /// Takes requests into slots; what is refused is answered at once.
+    /// Takes requests into slots; what is refused is answered at once. Those that were taken when
+    /// the ring turned out broken are in the batch like others.
     fn take_all(&mut self, budget: &mut u32) -> Result<(), RingBroken> {
-        let mut fetches = 0;
+        let (mut fetches, mut ended) = (0, Ok(()));
         while self.barrier.is_none() && *budget > 0 && self.takes() {
             if !self.ring.has_seen_more() {
                 // What is found now came since the last look, and nobody knows when.
                 self.seen_us = self.now_us;
             }
-            let Some(Taken { descriptor, place }) = self.ring.take()? else { break };
+            let Taken { descriptor, place } = match self.ring.take() {
+                Ok(Some(taken)) => taken,
+                Ok(None) => break,
+                Err(broken) => {
+                    ended = Err(broken);
+                    break;
+                }
+            };
             *budget -= 1;
             // Read after the request: a guest that was told of a disk that has grown may use it.
             self.limits.sectors = self.capacity.sectors();
@@ -149,7 +160,7 @@ impl Device {
         if fetches > 0 {
             self.fetch_segments(fetches);
         }
-        Ok(())
+        ended
     }
 
     /// Gets the segments of the first `count` indirect requests: out of standing pages where they

@@ -8,7 +8,7 @@ use rig::Control;
 use rustix::fs::{Mode, OFlags, open};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use zerotap_datapath::ring::abi::{Abi, OP_DISCARD, OP_INDIRECT, entry_bytes, ring_entries};
 use zerotap_datapath::ring::shared::{PAGE_BYTES, SharedMapping};
 use zerotap_datapath::xen::sim::{
@@ -209,6 +209,30 @@ impl Front {
         rustix::io::write(&self.to_back, &[0]).unwrap();
     }
 
+    /// Three reads, beside a producer that is bogus every other moment, until the ring is broken: it
+    /// may be before the reads are taken, or after.
+    pub fn produce_flickering(&mut self) {
+        self.produce_unnoticed(0, 3);
+        let (good, over) = (self.produced, AtomicBool::new(false));
+        let memory = self.directory.join(format!("mem.{}", self.domid));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let file = open(memory, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).unwrap();
+                let memory = SharedMapping::map(&file, 0, PAGE_BYTES, true).unwrap();
+                while !over.load(Ordering::Relaxed) {
+                    memory.store(0, good.wrapping_sub(4));
+                    memory.store(0, good);
+                }
+            });
+            rustix::io::write(&self.to_back, &[0]).unwrap();
+            let vbd = VbdId { domid: self.domid, devid: DEVID };
+            while !stat(&mut self.control, vbd).1 {
+                std::thread::yield_now();
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+    }
+
     pub fn broken(&mut self) -> bool {
         self.stat().1
     }
@@ -227,11 +251,8 @@ impl Front {
     }
 
     fn stat(&mut self) -> (Counters, bool) {
-        let Answer::Stat { vbds, .. } = self.control.ask(Ask::Stat, None) else {
-            panic!("no stat")
-        };
-        let own = vbds.into_iter().find(|vbd| vbd.vbd == self.vbd()).expect("own counters");
-        (own.counters, own.broken)
+        let vbd = self.vbd();
+        stat(&mut self.control, vbd)
     }
 
     pub fn disconnect(&mut self) {
@@ -306,6 +327,13 @@ impl Front {
         }
         statuses.into_iter().flatten().collect()
     }
+}
+
+/// What the worker has counted, and whether it serves the ring no more.
+fn stat(control: &mut Control, vbd: VbdId) -> (Counters, bool) {
+    let Answer::Stat { vbds, .. } = control.ask(Ask::Stat, None) else { panic!("no stat") };
+    let own = vbds.into_iter().find(|it| it.vbd == vbd).expect("own counters");
+    (own.counters, own.broken)
 }
 
 fn encode((gref, first, last): (u32, u8, u8)) -> [u8; 8] {
