@@ -460,13 +460,20 @@ alone! {
     unstable_writes: true,
 }
 
+/// `ZEROTAP_MIXTURES=100..140` tries those seeds instead; what fails names its seed.
+fn seeds(usual: std::ops::Range<u64>) -> std::ops::Range<u64> {
+    let Ok(asked) = std::env::var("ZEROTAP_MIXTURES") else { return usual };
+    let ends = asked.split_once("..").map(|(from, to)| (from.parse(), to.parse()));
+    let Some((Ok(from), Ok(to))) = ends else { panic!("ZEROTAP_MIXTURES={asked}: not FROM..TO") };
+    from..to
+}
+
 #[test]
 fn readers_at_random() {
-    mixed(1, READERS, false);
-    mixed(2, READERS, false);
+    seeds(1..3).for_each(|seed| mixed(seed, READERS, false));
 }
 
 #[test]
 fn writers_at_random() {
-    mixed(3, WRITERS, true);
+    seeds(3..4).for_each(|seed| mixed(seed, WRITERS, true));
 }
