@@ -37,8 +37,6 @@ pub(crate) enum Part {
     XenOneCpu,
     /// The same with a guest that keeps no grants.
     XenLoose,
-    /// Beside QEMU's qdisk instead of blkback.
-    XenQdisk,
 }
 
 type Measure = fn() -> Result<Vec<Figure>>;
@@ -51,7 +49,6 @@ const PARTS: &[(Part, Measure)] = &[
     (Part::Xen, xen::measure),
     (Part::XenOneCpu, xen::measure_one_cpu),
     (Part::XenLoose, xen::measure_loose),
-    (Part::XenQdisk, xen::measure_qdisk),
 ];
 
 #[derive(clap::Args)]

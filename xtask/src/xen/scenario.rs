@@ -51,7 +51,6 @@ impl Trial {
             guest_script: LIFE.guest.to_owned(),
             vcpus: 1,
             keeps_grants: true,
-            qemu: false,
             limit: LIMIT,
         }
     }
