@@ -212,7 +212,11 @@ impl Device {
                     self.finished.swap_remove(index);
                     match self.slots[usize::from(number)].step {
                         Step::Finished => self.answer(number),
-                        _ => self.queue_for_space(number),
+                        _ => {
+                            self.queue_for_space(number);
+                            // It may have left others, whose windows were answered, too.
+                            index = 0;
+                        }
                     }
                 }
                 _ => index += 1,

@@ -85,11 +85,26 @@ impl Device {
                 if self.transfer.leave_window(window) {
                     self.tick();
                     self.answer_window(window);
+                } else {
+                    self.part_barrier_from(window);
                 }
             }
             Reach::Standing | Reach::Copied => self.queue_for_space(number),
         }
         self.start_barrier_when_alone(engine);
+    }
+
+    /// A barrier that was to begin once this window's requests are done would hold the window, and
+    /// with it those that found no space: they could not be tried again, nor be seen to wait, and
+    /// it would begin before them. Its own pages are reached anew.
+    fn part_barrier_from(&mut self, window: u16) {
+        let Some(barrier) = self.barrier else { return };
+        let slot = &self.slots[usize::from(barrier)];
+        if matches!(slot.reach, Reach::Window { window: own, .. } if own == window) {
+            self.slots[usize::from(barrier)].begin_anew();
+            self.waiting.push(barrier);
+            self.let_go_of_pages(barrier);
+        }
     }
 
     /// A request that waits for space holds no page of the guest's any more.
