@@ -2,6 +2,7 @@
 
 use crate::copy::{ImageCopy, Moving};
 use crate::device::Ring;
+use crate::elder;
 use crate::image::Image;
 use crate::queue::Queue;
 use crate::xen::Host;
@@ -12,7 +13,8 @@ use std::time::Duration;
 use zerotap_rpc_schema::engine::EngineKind;
 use zerotap_rpc_schema::space::NoSpace;
 use zerotap_rpc_schema::worker::{
-    Bounds, Connected, Journaled, QUEUES_MAX, RingParameters, TransferRule, VbdCounters, VbdId,
+    Bounds, Connected, Journaled, PROTOCOL, QUEUES_MAX, RingParameters, TransferRule, VbdCounters,
+    VbdId,
 };
 
 /// What all VBDs of a worker have in common.
@@ -70,6 +72,8 @@ pub struct Vbd {
     past: VbdCounters,
     /// A queue has left something to the next worker.
     left: bool,
+    /// No more requests are taken.
+    draining: bool,
 }
 
 impl Vbd {
@@ -126,7 +130,7 @@ impl Vbd {
         queues.iter().for_each(|queue| queue.serve(common.copy.as_ref()));
         let mut past = past.unwrap_or_else(|| VbdCounters::new(id));
         past.broken = false;
-        Ok(Vbd { id, parameters, queues, past, left: false })
+        Ok(Vbd { id, parameters, queues, past, left: false, draining: false })
     }
 
     /// Which it is.
@@ -137,7 +141,8 @@ impl Vbd {
 
     /// Takes no more requests on any queue; with `leave`, what waits for space is left in the
     /// journals.
-    pub fn drain(&self, leave: bool) {
+    pub fn drain(&mut self, leave: bool) {
+        self.draining = true;
         self.queues.iter().for_each(|queue| queue.drain(leave));
     }
 
@@ -183,6 +188,7 @@ impl Vbd {
     #[must_use]
     pub fn connected(&mut self) -> Connected {
         let broken = self.counters().broken;
-        Connected { vbd: self.id, ring: self.parameters.clone(), broken }
+        let draining = self.draining && elder::newest() == PROTOCOL;
+        Connected { vbd: self.id, ring: self.parameters.clone(), broken, draining }
     }
 }

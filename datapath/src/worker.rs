@@ -330,7 +330,7 @@ impl Worker {
             Ask::Shutdown => {
                 self.shutdown = Some(waiter);
                 self.nbd.iter_mut().for_each(Server::drain);
-                self.vbds.iter().for_each(|vbd| vbd.drain(true));
+                self.vbds.iter_mut().for_each(|vbd| vbd.drain(true));
                 return;
             }
         };
@@ -440,7 +440,7 @@ impl Worker {
 
     /// Answers at once when there is nothing to wait for.
     fn disconnect(&mut self, vbd: VbdId, leave: bool, waiter: Waiter) -> Option<Answer> {
-        let Some(served) = self.vbds.iter().find(|served| served.id() == vbd) else {
+        let Some(served) = self.vbds.iter_mut().find(|served| served.id() == vbd) else {
             return Some(Answer::Done);
         };
         served.drain(leave);

@@ -343,4 +343,7 @@ pub struct Connected {
     pub ring: RingParameters,
     /// Set once the frontend broke the ring's protocol: it is served no longer.
     pub broken: bool,
+    /// It was told to let go of it, and has not finished: a worker may be older and not tell.
+    #[serde(default)]
+    pub draining: bool,
 }

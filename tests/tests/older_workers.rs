@@ -98,6 +98,40 @@ fn a_worker_can_go_back_to_an_older_one() {
 }
 
 #[test]
+fn the_daemon_dies_at_every_step_of_an_older_workers_upgrade() {
+    let (installed, mut host, disk) = host();
+    let running = boot(&host, &disk, Options::default());
+    let faults = host.faults().unwrap();
+    for number in 1.. {
+        installed.install(&format!("newer-{number}"), "").unwrap();
+        let params = serde_json::to_value(disk.vdi.params()).unwrap();
+        faults.arm(number).unwrap();
+        let answer = host.rpc().raw("Worker.upgrade", &params);
+        let passed = faults.disarm().unwrap();
+        let killed = passed.len() >= number;
+        println!("point {number} of {passed:?}");
+        if killed {
+            host.kill_daemon().unwrap();
+            host.start_daemon().unwrap();
+        } else {
+            answer.unwrap();
+        }
+        running.progresses(50, SOON).unwrap_or_else(|e| panic!("{passed:?}: {e:#}"));
+        if !killed {
+            assert!(passed.iter().any(|point| point.contains("nothing was taken")), "{passed:?}");
+            break;
+        }
+        // Not where it was that old still.
+        successor(&host, &disk, 0);
+        installed.install(&format!("older-{number}"), BEFORE_JOURNALS).unwrap();
+        upgrade(&host, &disk);
+        running.progresses(50, SOON).unwrap();
+        assert_eq!(journals(&host), 0, "an older worker's guest has none: {passed:?}");
+    }
+    finish(&host, &disk, running);
+}
+
+#[test]
 fn a_guest_whose_older_worker_died_waits_and_people_are_told() {
     let (_installed, host, disk) = host();
     let running = boot(&host, &disk, Options::default());

@@ -6,6 +6,7 @@
 //! `plug`.
 
 use super::address::Address;
+use super::asking::{self, RETRY_PAUSE, let_go};
 use super::backend::{Action, Backend, ConnectError, Event, PublishError, Worker};
 use super::disk::Disk;
 use super::pace::Pace;
@@ -17,15 +18,12 @@ use crate::worker::{Offered, WorkerError};
 use crate::xenstore::{Batch, Store, StoreError, Watch};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use zerotap_rpc_schema::worker::VbdId;
 
 /// Messages that wait: a handful is all that the watcher ever sends.
 pub const MESSAGES_MAX: usize = 32;
-/// After a failed call, before the next try.
-const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// What an actor is told.
 #[derive(Debug)]
@@ -43,6 +41,8 @@ pub enum Message {
     Broken,
     /// Its writes wait for space, or not any more.
     Short(bool),
+    /// The worker did not tell of the ring that it should serve.
+    Doubted,
 }
 
 /// What a job beside the actor came to.
@@ -226,6 +226,11 @@ impl Actor {
             Message::Force => self.step(Event::Forced),
             Message::Broken => self.step(Event::RingBroken),
             Message::Short(short) => return self.step(Event::Short(short)),
+            Message::Doubted => {
+                if let (Some(disk), None) = (self.disk.clone(), &self.leaving) {
+                    self.meet(disk);
+                }
+            }
         }
         self.look = true;
     }
@@ -236,27 +241,9 @@ impl Actor {
         self.leaving = None;
         let id = self.address.id;
         self.jobs.spawn(async move {
-            loop {
-                match disk.connected().await {
-                    Ok(rings) => {
-                        let mine = rings.into_iter().find(|ring| ring.vbd == id);
-                        let broken = mine.as_ref().is_some_and(|ring| ring.broken);
-                        let worker = Worker {
-                            pid: disk.pid(),
-                            image: disk.image(),
-                            read_only: disk.read_only(),
-                            indirect_segments_max: disk.indirect_segments_max(),
-                            ring_page_order_max: disk.ring_page_order_max(),
-                            queues_max: disk.queues_max(),
-                            transfer: disk.transfer(),
-                            ring: mine.map(|ring| ring.ring),
-                        };
-                        return Done::Met(disk.id().to_owned(), worker, broken);
-                    }
-                    Err(WorkerError::Gone) => return Done::Lost(disk.id().to_owned()),
-                    Err(error) => tracing::warn!(vbd = %id, %error, "the worker does not tell"),
-                }
-                tokio::time::sleep(RETRY_PAUSE).await;
+            match asking::what_it_serves(&*disk, id).await {
+                Some((worker, broken)) => Done::Met(disk.id().to_owned(), worker, broken),
+                None => Done::Lost(disk.id().to_owned()),
             }
         });
     }
@@ -372,7 +359,7 @@ impl Actor {
                         disk.connect(id, ring, identity.read_only, offered, transfer, how).await;
                     if let Err(WorkerError::Deadline { .. }) = outcome {
                         // It may yet have done it.
-                        let_go(&*disk, id, false).await;
+                        let_go(&*disk, id, false, None).await;
                     }
                     Done::Connected(Some(disk.id().to_owned()), outcome)
                 });
@@ -380,9 +367,15 @@ impl Actor {
             Action::Disconnect => {
                 let (disk, id) = (self.disk.clone(), self.address.id);
                 let leaving = self.leaving.is_some();
+                // Whoever told it before has let it leave what waits for space.
+                let leave = leaving || self.machine.goes_on_draining();
+                let conclude = self.machine.leaving_ring().filter(|_| leaving).cloned();
                 self.jobs.spawn(async move {
                     let drained = match disk {
-                        Some(disk) => let_go(&*disk, id, leaving && disk.leaves()).await,
+                        Some(disk) => {
+                            let leave = leave && disk.leaves();
+                            let_go(&*disk, id, leave, conclude.as_ref()).await
+                        }
                         None => false,
                     };
                     Done::Event(Event::Disconnected { drained })
@@ -467,19 +460,6 @@ impl Actor {
         if now != before {
             self.events.tell(now);
         }
-    }
-}
-
-/// Has a worker let go, however long its disk takes; with `leave`, of what waits for space, too.
-/// True when all that it took was answered.
-async fn let_go(disk: &dyn Disk, id: VbdId, leave: bool) -> bool {
-    loop {
-        match disk.disconnect(id, leave).await {
-            Ok(drained) => return drained,
-            Err(WorkerError::Gone) => return false,
-            Err(error) => tracing::warn!(vbd = %id, %error, "the worker holds on to the guest"),
-        }
-        tokio::time::sleep(RETRY_PAUSE).await;
     }
 }
 

@@ -71,6 +71,8 @@ pub struct Backend {
     forced: bool,
     /// The toolstack made the directory anew while a ring of the old one was served.
     stale: bool,
+    /// An earlier daemon had told the worker to let go of the ring.
+    draining: bool,
     removed: bool,
     ended: bool,
     trouble: Option<String>,
@@ -97,6 +99,7 @@ impl Backend {
             alive_once: false,
             forced: false,
             stale: false,
+            draining: false,
             removed: false,
             ended: false,
             trouble: None,
@@ -126,6 +129,22 @@ impl Backend {
             Ring::Connected(ring) => Some(ring),
             _ => None,
         }
+    }
+
+    /// The ring that the worker is letting go of.
+    #[must_use]
+    pub fn leaving_ring(&self) -> Option<&RingParameters> {
+        match &self.ring {
+            Ring::Disconnecting(ring) => Some(ring),
+            _ => None,
+        }
+    }
+
+    /// Whether the worker was told by an earlier daemon to let go of a ring that is wanted still.
+    #[must_use]
+    pub fn goes_on_draining(&self) -> bool {
+        let frontend = self.sight.as_ref().and_then(|sight| sight.frontend_state.as_deref());
+        self.draining && frontend.and_then(State::parse) == Some(State::Connected)
     }
 
     /// Whether the worker may hold pages of the guest.
@@ -177,7 +196,7 @@ impl Backend {
             Event::WorkerLeaves => self.serving = Serving::Leaving,
             Event::Connected(outcome) => self.connected(outcome, actions),
             Event::Disconnected { drained } => {
-                (self.broken, self.short) = (false, false);
+                (self.broken, self.short, self.draining) = (false, false, false);
                 let stale = std::mem::take(&mut self.stale);
                 self.ring = match std::mem::replace(&mut self.ring, Ring::Absent) {
                     Ring::Disconnecting(ring) if drained && !stale => Ring::Paused(ring),
@@ -225,9 +244,11 @@ impl Backend {
         self.ring = match (std::mem::replace(&mut self.ring, Ring::Absent), &worker.ring) {
             (ring @ (Ring::Connecting(..) | Ring::Disconnecting(_)), _) => ring,
             (_, Some(served)) => Ring::Connected(served.clone()),
+            (Ring::Connected(ring), None) if worker.answered_all => Ring::Paused(ring),
             (Ring::Connected(ring), None) => Ring::Orphaned(ring),
             (ring, None) => ring,
         };
+        self.draining = worker.draining && self.connected_ring().is_some();
         self.serving = Serving::Ready(worker);
     }
 

@@ -58,6 +58,11 @@ pub trait Disk: Debug + Send + Sync {
     /// Has it finish what it took and let go of the guest. What waits for space fails, or with
     /// `leave` is left to the next worker. True when all was answered.
     fn disconnect(&self, vbd: VbdId, leave: bool) -> Answer<'_, bool>;
+    /// Whether another can go on with what it took, should it die.
+    fn keeps_journals(&self) -> bool;
+    /// All that it took of a ring is answered, and it will end: whoever serves the ring next is to
+    /// know, though it keeps no journals.
+    fn conclude(&self, vbd: VbdId, ring: &RingParameters);
     /// Its counters.
     fn stat(&self) -> Answer<'_, Vec<VbdCounters>>;
 }
@@ -198,6 +203,14 @@ impl Disk for WorkerHandle {
 
     fn disconnect(&self, vbd: VbdId, leave: bool) -> Answer<'_, bool> {
         Box::pin(self.disconnect(vbd, leave))
+    }
+
+    fn keeps_journals(&self) -> bool {
+        self.keeps_journals()
+    }
+
+    fn conclude(&self, vbd: VbdId, ring: &RingParameters) {
+        self.conclude(vbd, ring);
     }
 
     fn stat(&self) -> Answer<'_, Vec<VbdCounters>> {

@@ -5,6 +5,7 @@
 
 pub mod actor;
 pub mod address;
+mod asking;
 pub mod backend;
 pub mod device;
 pub mod disk;

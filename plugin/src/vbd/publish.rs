@@ -167,6 +167,8 @@ mod tests {
             queues_max: 2,
             transfer: Some(TransferRule::Auto),
             ring: None,
+            draining: false,
+            answered_all: false,
         }
     }
 

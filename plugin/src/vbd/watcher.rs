@@ -131,7 +131,7 @@ impl Watcher {
                 () = attention.wake.notified() => self.look(own, &attention).await,
                 _ = resync.tick() => {
                     attention.note(|pending| (pending.tree, pending.all) = (true, true));
-                    self.find_broken_rings();
+                    self.find_lost_rings();
                 }
             }
         }
@@ -326,17 +326,19 @@ impl Watcher {
         })
     }
 
-    /// Asks the workers, beside this task, whether a guest broke a ring: they don't tell by
-    /// themselves.
-    fn find_broken_rings(&self) {
+    /// Asks the workers, beside this task, whether a guest broke a ring, or one is not served any
+    /// more, as an earlier daemon may have told them: they don't tell by themselves.
+    fn find_lost_rings(&self) {
         for (vdi, actors) in self.served() {
             let Some(disk) = self.disks.worker(&vdi) else { continue };
             tokio::spawn(async move {
-                let Ok(counters) = disk.stat().await else { return };
-                for broken in counters.iter().filter(|vbd| vbd.broken) {
-                    if let Some(actor) = actors.get(&broken.vbd) {
-                        let _ = actor.send(Message::Broken).await;
-                    }
+                let Ok(rings) = disk.connected().await else { return };
+                for (vbd, actor) in actors {
+                    let _ = match rings.iter().find(|ring| ring.vbd == vbd) {
+                        Some(ring) if ring.broken => actor.send(Message::Broken).await,
+                        Some(_) => Ok(()),
+                        None => actor.send(Message::Doubted).await,
+                    };
                 }
             });
         }

@@ -73,7 +73,7 @@ impl Backend {
         let Some(backend) = &sight.backend else {
             return Verdict::act(if connected { Action::Disconnect } else { Action::End });
         };
-        if connected && (self.stale || self.serving == Serving::Leaving) {
+        if connected && (self.stale || self.draining || self.serving == Serving::Leaving) {
             return Verdict::act(Action::Disconnect);
         }
         if self.forced || self.domain_gone(sight, backend) {
@@ -197,12 +197,13 @@ impl Backend {
         }
         // Told that there is no medium, it has nothing in flight.
         let emptied = backend.sectors == Some(0);
+        let answered = matches!(&self.serving, Serving::Ready(worker) if worker.answered_all);
         // What a guest that is connected writes into its keys means nothing, as long as we know
         // its ring. A daemon that came anew does not: a journal knows which ring it is of.
         let (wanted, how) = match &self.ring {
             Ring::Paused(ring) if live => (Some(Ok(ring.clone())), Journaled::Begin),
             Ring::Orphaned(ring) if live => (Some(Ok(ring.clone())), Journaled::Resume),
-            _ if live && !emptied => (sight.ring.clone(), Journaled::Resume),
+            _ if live && !emptied && !answered => (sight.ring.clone(), Journaled::Resume),
             _ => (sight.ring.clone(), Journaled::Begin),
         };
         let Some(wanted) = wanted else { return Verdict::wait() };

@@ -31,6 +31,8 @@ fn worker() -> Worker {
         queues_max: 4,
         transfer: None,
         ring: None,
+        draining: false,
+        answered_all: false,
     }
 }
 
@@ -264,6 +266,29 @@ fn adoption_leaves_a_live_guest_alone() {
     world.worker();
     assert_eq!((world.state(), world.served.is_some(), world.connects), ("4", false, 3));
     assert!(world.machine().trouble().unwrap().starts_with(LOST));
+}
+
+#[test]
+fn adoption_takes_a_ring_back_that_the_worker_was_letting_go_of() {
+    let mut world = World::connected();
+    world.machine = Some(Backend::new(false, true));
+    let draining = Worker { ring: Some(ring(5)), draining: true, ..worker() };
+    world.tell(Event::WorkerReady(draining));
+    world.settle();
+    assert_eq!((world.served.as_ref(), world.machine().trouble()), (Some(&ring(5)), None));
+    assert_eq!(world.hows, [Journaled::Begin; 2], "waited for, then connected once more");
+    // One that keeps no journals had finished when the daemon came; or it finishes later, untold.
+    for known in [false, true] {
+        let mut world = World::connected();
+        (world.served, world.journal) = (None, None);
+        if !known {
+            world.machine = Some(Backend::new(false, true));
+        }
+        world.tell(Event::WorkerReady(Worker { answered_all: true, ..worker() }));
+        world.settle();
+        assert_eq!((world.served.as_ref(), world.machine().trouble()), (Some(&ring(5)), None));
+        assert_eq!((&world.hows[..], world.states.len()), (&[Journaled::Begin; 2][..], 2));
+    }
 }
 
 #[test]

@@ -65,6 +65,10 @@ pub struct Worker {
     pub transfer: Option<TransferRule>,
     /// The ring of this VBD that it serves already.
     pub ring: Option<RingParameters>,
+    /// Somebody has told it to let go of that one.
+    pub draining: bool,
+    /// It keeps no journals, and has served this VBD's ring to its end, every request answered.
+    pub answered_all: bool,
 }
 
 /// What happened.

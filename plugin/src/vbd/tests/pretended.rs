@@ -131,6 +131,7 @@ impl Disk for PretendedDisk {
                 vbd,
                 ring: ring.clone(),
                 broken,
+                draining: false,
             };
             Ok(rings.iter().map(tell).collect())
         })
@@ -181,6 +182,12 @@ impl Disk for PretendedDisk {
             Ok(true)
         })
     }
+
+    fn keeps_journals(&self) -> bool {
+        true
+    }
+
+    fn conclude(&self, _vbd: VbdId, _ring: &RingParameters) {}
 
     fn stat(&self) -> Answer<'_, Vec<VbdCounters>> {
         Box::pin(async move {
