@@ -19,10 +19,7 @@ use crate::xenstore::Client;
 use anyhow::{Context as _, bail, ensure};
 use flight::Flight;
 use ring::FrontRing;
-use std::time::{Duration, Instant};
-
-/// How long a back end may take for a step of the negotiation.
-pub const NEGOTIATION_SECONDS_MAX: u64 = 30;
+use std::time::Instant;
 
 /// XenBus states, `public/io/xenbus.h`.
 #[expect(missing_docs, reason = "the names are upstream's")]
@@ -90,7 +87,7 @@ impl Blkfront {
     pub fn announce(domain: Domain, options: Options) -> anyhow::Result<Blkfront> {
         let mut xenstore = domain.xenstore()?;
         let dir = format!("device/vbd/{}", options.devid);
-        let backend = negotiate::backend_dir(&mut xenstore, &dir)?;
+        let backend = negotiate::backend_dir(&mut xenstore, &dir, options.patience)?;
         xenstore.watch(&format!("{backend}/state"), "backend")?;
         let frames = domain.memory().bytes() / crate::guest::FRAME_BYTES;
         Ok(Blkfront {
@@ -161,7 +158,8 @@ impl Blkfront {
     /// # Errors
     /// When the back end does not reach one in time, or closes instead.
     pub fn wait_backend(&mut self, states: &[u32]) -> anyhow::Result<u32> {
-        let deadline = Instant::now() + Duration::from_secs(NEGOTIATION_SECONDS_MAX);
+        let patience = self.options.patience;
+        let deadline = Instant::now() + patience;
         loop {
             let now = self.backend_state()?;
             if states.contains(&now) {
@@ -176,7 +174,7 @@ impl Blkfront {
             self.xenstore.event(deadline)?.with_context(|| {
                 format!(
                     "the back end stays in state {now}, {states:?} was expected \
-                     within {NEGOTIATION_SECONDS_MAX} s"
+                     within {patience:?}"
                 )
             })?;
         }

@@ -3,7 +3,7 @@
 //! Source: xen `public/io/blkif.h` and Linux `drivers/block/xen-blkfront.c`.
 
 use super::ring::FrontRing;
-use super::{Blkfront, NEGOTIATION_SECONDS_MAX, Queue, state};
+use super::{Blkfront, Queue, state};
 use crate::xenstore::{Client, errno};
 use crate::xenstored::wire::Errno;
 use anyhow::{Context as _, ensure};
@@ -29,6 +29,8 @@ pub struct Options {
     pub segments_max: usize,
     /// Whether to compare ring slots with what was written there.
     pub checked: bool,
+    /// How long a back end may take for a step of the negotiation.
+    pub patience: Duration,
 }
 
 impl Default for Options {
@@ -41,6 +43,7 @@ impl Default for Options {
             persistent: true,
             segments_max: 256,
             checked: true,
+            patience: Duration::from_secs(30),
         }
     }
 }
@@ -100,8 +103,12 @@ pub fn queue_prefixes(count: usize) -> Vec<String> {
 const INFO_READ_ONLY: u32 = 4;
 
 /// Waits until the toolstack has made the device; answers the back end's directory.
-pub(super) fn backend_dir(xenstore: &mut Client, dir: &str) -> anyhow::Result<String> {
-    let deadline = Instant::now() + Duration::from_secs(NEGOTIATION_SECONDS_MAX);
+pub(super) fn backend_dir(
+    xenstore: &mut Client,
+    dir: &str,
+    patience: Duration,
+) -> anyhow::Result<String> {
+    let deadline = Instant::now() + patience;
     xenstore.watch(dir, "device")?;
     loop {
         // Before the directory is the guest's own, looking at it is refused.
@@ -116,7 +123,7 @@ pub(super) fn backend_dir(xenstore: &mut Client, dir: &str) -> anyhow::Result<St
         }
         xenstore
             .event(deadline)?
-            .with_context(|| format!("no {dir} appeared within {NEGOTIATION_SECONDS_MAX} s"))?;
+            .with_context(|| format!("no {dir} appeared within {patience:?}"))?;
     }
 }
 

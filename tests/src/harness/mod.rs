@@ -165,16 +165,26 @@ impl Host {
     pub fn start_daemon(&mut self) -> anyhow::Result<()> {
         self.spawn_daemon()?;
         let deadline = Instant::now() + Duration::from_secs(START_SECONDS_MAX);
-        let rpc = self.rpc();
-        while rpc.raw("SR.list", &serde_json::json!({})).is_err() {
-            let daemon = self.daemon.as_mut().context("spawned just now")?;
-            if let Some(status) = daemon.try_wait()? {
-                anyhow::bail!("zerotap serve ended with {status}:\n{}", self.log());
-            }
+        while !self.serves()? {
             ensure!(Instant::now() < deadline, "zerotap serve does not answer:\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(2));
         }
         Ok(())
+    }
+
+    /// Whether the daemon that was spawned answers; looks again a little later when it does not.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn serves(&mut self) -> anyhow::Result<bool> {
+        if self.rpc().raw("SR.list", &serde_json::json!({})).is_ok() {
+            return Ok(true);
+        }
+        let daemon = self.daemon.as_mut().context("the daemon does not run")?;
+        if let Some(status) = daemon.try_wait()? {
+            anyhow::bail!("zerotap serve ended with {status}:\n{}", self.log());
+        }
+        std::thread::sleep(Duration::from_millis(2));
+        Ok(false)
     }
 
     /// Starts the daemon and does not wait.

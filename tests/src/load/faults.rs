@@ -7,6 +7,7 @@ use crate::workload::random::Random;
 use anyhow::Context as _;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// What lasts for a while.
@@ -73,11 +74,16 @@ pub(super) struct Faults {
     random: Random,
     /// And until when.
     conditions: Vec<(Condition, Instant)>,
+    /// Those that come next: each comes once before one comes again.
+    next: Vec<Condition>,
+    /// Takes as long as the storage does: it is not waited for. Whether it was done.
+    upgrade: Option<JoinHandle<bool>>,
 }
 
 impl Faults {
     pub(super) fn new(random: Random) -> Faults {
-        Faults { random, conditions: Vec::new() }
+        let (conditions, next, upgrade) = Default::default();
+        Faults { random, conditions, next, upgrade }
     }
 
     /// Something happens, and something may pass.
@@ -89,8 +95,11 @@ impl Faults {
     ) -> anyhow::Result<()> {
         let (shortest, longest) = PAUSE_MS;
         std::thread::sleep(Duration::from_millis(shortest + self.random.below(longest - shortest)));
-        let now = Instant::now();
-        self.pass(site, |until| until <= now)?;
+        self.pass_those_over(site)?;
+        if let Some(upgrade) = self.upgrade.take_if(|upgrade| upgrade.is_finished()) {
+            let done = upgrade.join().map_err(|_| anyhow::anyhow!("an upgrade panicked"))?;
+            *tally.faults.entry("workers upgraded").or_default() += u64::from(done);
+        }
         let mut note = |what: &'static str| *tally.faults.entry(what).or_default() += 1;
         match self.random.below(20) {
             0..8 => {
@@ -111,22 +120,27 @@ impl Faults {
                     note("workers killed");
                     kill(victim.pid)?;
                 }
-                site.host.start_daemon()?;
+                site.host.spawn_daemon()?;
+                while !site.host.serves()? {
+                    self.pass_those_over(site)?;
+                }
                 callers.daemon_is_back();
             }
-            10..12 => {
+            10..12 if self.upgrade.is_none() => {
                 let params = serde_json::to_value(self.choose(site).disk.vdi.params())?;
+                let rpc = site.host.rpc();
                 // One that died this moment is not upgraded.
-                if site.host.rpc().raw("Worker.upgrade", &params).is_ok() {
-                    note("workers upgraded");
-                }
+                let upgrade = move || rpc.raw("Worker.upgrade", &params).is_ok();
+                self.upgrade = Some(std::thread::spawn(upgrade));
             }
             _ => {
-                let condition = Condition::ALL[usize::try_from(self.random.below(4))?];
+                let condition = self.draw();
                 // A file system that takes no write cannot be filled or freed.
                 let frozen = self.is(Condition::Frozen);
                 let full = [Condition::Full, Condition::Frozen].contains(&condition);
-                if !(self.is(condition) || frozen && full) {
+                if self.is(condition) || frozen && full {
+                    self.next.insert(0, condition);
+                } else {
                     note(condition.name());
                     condition.begin(site)?;
                     let lasts = 200 + self.random.below(condition.lasts_ms_max());
@@ -136,6 +150,22 @@ impl Faults {
             }
         }
         Ok(())
+    }
+
+    fn draw(&mut self) -> Condition {
+        if self.next.is_empty() {
+            let mut all = Condition::ALL.to_vec();
+            while !all.is_empty() {
+                let one = usize::try_from(self.random.below(all.len() as u64)).expect("few");
+                self.next.push(all.swap_remove(one));
+            }
+        }
+        self.next.pop().expect("filled just now")
+    }
+
+    fn pass_those_over(&mut self, site: &Site) -> anyhow::Result<()> {
+        let now = Instant::now();
+        self.pass(site, |until| until <= now)
     }
 
     fn is(&self, condition: Condition) -> bool {
@@ -164,6 +194,9 @@ impl Faults {
     /// All passes.
     pub(super) fn end(mut self, site: &mut Site, callers: &Callers) -> anyhow::Result<()> {
         self.pass(site, |_| true)?;
+        if let Some(upgrade) = self.upgrade.take() {
+            upgrade.join().map_err(|_| anyhow::anyhow!("an upgrade panicked"))?;
+        }
         if site.host.daemon_has_ended()? {
             callers.daemon_dies();
             anyhow::bail!("the daemon has ended by itself:\n{}", site.host.log());

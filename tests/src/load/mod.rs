@@ -57,14 +57,21 @@ pub struct Tally {
 /// A wrong byte, an error that no fault explains, a guest or a call without an answer, anything
 /// that is left behind.
 pub fn run(plan: &Plan, say: impl Fn(&str)) -> anyhow::Result<Tally> {
-    let mut tally = Tally::default();
     let mut site = Site::new(plan)?;
+    live(plan, &mut site, &say).map_err(|error| match site.keep_log() {
+        Ok(log) => error.context(format!("daemon and workers have logged to {}", log.display())),
+        Err(_) => error,
+    })
+}
+
+fn live(plan: &Plan, site: &mut Site, say: &impl Fn(&str)) -> anyhow::Result<Tally> {
+    let mut tally = Tally::default();
     say(&format!("{} disks are at work", plan.disks));
     let mut faults = Faults::new(Random::new(plan.seed));
-    let callers = Callers::start(&site)?;
+    let callers = Callers::start(site)?;
     let (started, mut told) = (Instant::now(), Instant::now());
     while started.elapsed() < plan.time {
-        faults.strike(&mut site, &callers, &mut tally)?;
+        faults.strike(site, &callers, &mut tally)?;
         site.check_on_guests(&mut tally)?;
         callers.check()?;
         if told.elapsed() >= TELL {
@@ -74,7 +81,7 @@ pub fn run(plan: &Plan, say: impl Fn(&str)) -> anyhow::Result<Tally> {
             say(&format!("{done} of {all} s: {requests} requests, {waiting} disks wait for space"));
         }
     }
-    faults.end(&mut site, &callers)?;
+    faults.end(site, &callers)?;
     (tally.calls, tally.cut_off) = callers.end()?;
     say("the faults are over; all is ended and compared");
     site.end(&mut tally)?;

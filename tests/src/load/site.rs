@@ -14,6 +14,7 @@ use crate::workload::{Plan as Work, Report};
 use anyhow::{Context as _, ensure};
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use zerotap_datapath::ring::abi::Abi;
 
@@ -24,6 +25,11 @@ const SLACK_BYTES: u64 = 64 << 20;
 /// One of so many disks is a device that fails now and then.
 const FAILING_OF: u16 = 8;
 const GUEST_MEMORY_BYTES: u64 = 16 << 20;
+/// What a guest asks for: not as much as it can, which on a small host is the guests' own load.
+const REQUESTS_PER_SECOND_MAX: u64 = 20;
+/// How long a guest waits for an answer, or for its disk, before it counts as forgotten: far longer
+/// than a busy host needs.
+const PATIENCE: Duration = Duration::from_secs(300);
 /// How often it is asked how the workers are.
 const LOOK: Duration = Duration::from_secs(5);
 /// What the daemon may keep for each disk that it had, KiB: allocators give little back.
@@ -31,6 +37,8 @@ const KEPT_KIB_MAX: u64 = 256;
 /// Threads that a worker starts when it first needs them: for discards of a block device, and for
 /// `fallocate` beside AIO, each of up to four queues.
 const LATER_THREADS_MAX: usize = 8;
+/// Descriptors that these have: the device, and one that wakes the queue.
+const LATER_DESCRIPTORS_MAX: usize = 2 * LATER_THREADS_MAX;
 /// Threads that the daemon keeps for a while after it has waited for file systems.
 const POOL_THREADS_MAX: usize = 32;
 /// Tables that have a row for each disk, or use of one, or call that is not settled.
@@ -105,15 +113,34 @@ impl Site {
             queues: if random.chance(30) { 2 } else { 1 },
             ring_order: u32::from(random.chance(30)),
             abi: if random.chance(80) { Abi::X86_64 } else { Abi::X86_32 },
+            patience: PATIENCE,
             ..Options::default()
         };
-        let plan =
-            Work { seed: random.below(1 << 32), depth: 8, errors_fatal: !fails, ..Work::default() };
+        let plan = Work {
+            seed: random.below(1 << 32),
+            depth: 8,
+            errors_fatal: !fails,
+            rate_max: REQUESTS_PER_SECOND_MAX,
+            stall_max: PATIENCE,
+            ..Work::default()
+        };
         let guest = Guest { memory_bytes: GUEST_MEMORY_BYTES, options, plan, ..Guest::new(domid) };
         let running = Running::start(self.host.sim().dir(), guest, Expect::Fresh)?;
-        // The guests before it leave a small host little time.
-        eventually("it is plugged", || disk.plug(&rpc).map(Some))?;
+        // A busy host may let the daemon's own deadline pass.
+        while let Err(error) = disk.plug(&rpc) {
+            if running.is_finished() {
+                let lived = running.join().map(drop);
+                return Err(lived.err().unwrap_or(error)).with_context(|| format!("plug {domid}"));
+            }
+        }
         Ok(Place { disk, running, fails })
+    }
+
+    /// Puts what daemon and workers have logged where it stays.
+    pub(super) fn keep_log(&self) -> anyhow::Result<PathBuf> {
+        let path = std::env::temp_dir().join(format!("zerotap-load-{}.log", std::process::id()));
+        std::fs::write(&path, self.host.log())?;
+        Ok(path)
     }
 
     /// Requests that guests got an answer to.
@@ -143,7 +170,11 @@ impl Site {
             let pid = u32::try_from(worker["pid"].as_u64().context("a pid")?)?;
             // It may die any moment.
             let Ok(now) = Footprint::of(pid) else { continue };
-            let first = Footprint { threads: now.threads + LATER_THREADS_MAX, ..now };
+            let first = Footprint {
+                threads: now.threads + LATER_THREADS_MAX,
+                descriptors: now.descriptors + LATER_DESCRIPTORS_MAX,
+                ..now
+            };
             match self.workers.get(&pid) {
                 Some(before) => now.is_no_more_than(before).with_context(|| format!("{worker}"))?,
                 None if worker["vbds"] != json!([]) => _ = self.workers.insert(pid, first),
@@ -159,7 +190,7 @@ impl Site {
     }
 
     /// Ends all guests and disks, compares every byte, and looks for what is left.
-    pub(super) fn end(mut self, tally: &mut Tally) -> anyhow::Result<()> {
+    pub(super) fn end(&mut self, tally: &mut Tally) -> anyhow::Result<()> {
         for place in &self.places {
             place.running.progress.stop();
         }
@@ -172,7 +203,9 @@ impl Site {
             tally.write_bytes += report.write_bytes;
         }
         self.sweep()?;
-        eventually("nothing is left behind", || self.look().map(Some))
+        eventually("nothing is left behind", || self.look().map(Some))?;
+        // It is not asked anything meanwhile: that keeps threads busy.
+        eventually("the daemon has what it had", || self.look_at_daemon().map(Some))
     }
 
     fn leave(&self, place: Place) -> anyhow::Result<Report> {
@@ -229,6 +262,10 @@ impl Site {
             let known = ["zerotap-sr.json", "lost+found"].into_iter().any(|known| name == known);
             ensure!(known, "{} is nobody's", name.display());
         }
+        Ok(())
+    }
+
+    fn look_at_daemon(&self) -> anyhow::Result<()> {
         let mut before = self.before;
         before.threads += POOL_THREADS_MAX;
         before.anonymous_kib += KEPT_KIB_MAX * self.disks;

@@ -20,7 +20,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use zerotap_datapath::ring::abi::SEGMENTS_INLINE_MAX;
 
-/// How long nothing may be answered before the back end counts as stuck.
+/// How long nothing may be answered before the back end counts as stuck, where the plan does not
+/// say.
 pub const STALL_SECONDS_MAX: u64 = 60;
 /// How often orders are looked at.
 const LOOK_MS: u64 = 20;
@@ -46,6 +47,10 @@ pub struct Plan {
     pub sectors: u64,
     /// Whether errors end the run.
     pub errors_fatal: bool,
+    /// Ask for no more than so many requests a second, on the long run.
+    pub rate_max: u64,
+    /// How long nothing may be answered before the back end counts as stuck.
+    pub stall_max: Duration,
 }
 
 impl Default for Plan {
@@ -59,6 +64,8 @@ impl Default for Plan {
             time_max: Duration::from_secs(3600),
             sectors: 0,
             errors_fatal: true,
+            rate_max: u64::MAX,
+            stall_max: Duration::from_secs(STALL_SECONDS_MAX),
         }
     }
 }
@@ -149,19 +156,19 @@ impl Workload<'_> {
                     _ => {}
                 }
             }
-            let stuck = self.front.in_flight() > 0
-                && answered_last.elapsed() > Duration::from_secs(STALL_SECONDS_MAX);
+            let stuck = self.front.in_flight() > 0 && answered_last.elapsed() > self.plan.stall_max;
             if stuck {
-                let in_flight = self.front.in_flight();
-                bail!("{in_flight} requests are unanswered for {STALL_SECONDS_MAX} s");
+                let (in_flight, stall) = (self.front.in_flight(), self.plan.stall_max);
+                bail!("{in_flight} requests are unanswered for {stall:?}");
             }
         }
     }
 
     fn fill_ring(&mut self) -> anyhow::Result<()> {
+        let due = self.plan.rate_max.saturating_mul(1 + self.started.elapsed().as_secs());
         while self.front.in_flight() < self.plan.depth
             && self.front.room() > 0
-            && self.submitted < self.plan.requests_max
+            && self.submitted < self.plan.requests_max.min(due)
         {
             let Some(io) = self.choose()? else { return Ok(()) };
             let generation = match io.op {
