@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use std::io::{Read as _, Write as _};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -230,6 +230,59 @@ fn slow_endless_and_malformed_requests_cost_a_bound_and_end() {
     drop(slow);
     eventually("its memory is what it was", || {
         Ok((rss_kib(pid) < before + GROWTH_KIB_MAX).then_some(()))
+    })
+    .unwrap();
+}
+
+#[test]
+fn whoever_comes_over_the_network_costs_a_bound_and_ends() {
+    let network = Network::new();
+    let host = Host::start_with(&network.lines()).unwrap();
+    let before = rss_kib(host.daemon_pid().unwrap());
+    let call = || network.call("SR.list", &json!({}), TOKEN).0;
+    assert_eq!(call(), 200);
+    let huge = network.file("huge");
+    std::fs::write(&huge, vec![b' '; 8 << 20]).unwrap();
+    let (data, bearer) = (format!("@{}", huge.display()), format!("authorization: Bearer {TOKEN}"));
+    let args = ["-H", "content-type: application/json", "-H", &bearer, "--data-binary", &data];
+    // It may hang up before the answer was read.
+    let (status, _) = network.curl("https://localhost:PORT/", &args);
+    assert!(status == 413 || status == 0, "{status}");
+    // What is no HTTP, within TLS.
+    let mut client = Command::new("openssl")
+        .args(["s_client", "-quiet", "-connect", &format!("127.0.0.1:{}", network.port)])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    client.stdin.as_mut().unwrap().write_all(b"\x00\xff no HTTP\r\n\r\n").unwrap();
+    let mut said = String::new();
+    client.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+    client.wait().unwrap();
+    assert!(said.starts_with("HTTP/1.1 400"), "{said}");
+
+    // What is no TLS; and all places are taken by those who say nothing.
+    let connect = || TcpStream::connect(("127.0.0.1", network.port)).unwrap();
+    let mut garbage = zerotap_tests::workload::random::Random::new(7);
+    for _ in 0..8 {
+        let bytes: Vec<u8> = (0..512).map(|_| garbage.below(256) as u8).collect();
+        // It may be hung up on already.
+        let _ = connect().write_all(&bytes);
+    }
+    let silent: Vec<TcpStream> = (0..200).map(|_| connect()).collect();
+    assert_eq!(call(), 0, "full");
+    eventually("others get in again", || Ok((call() == 200).then_some(()))).unwrap();
+    for mut stream in silent {
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        match stream.read(&mut [0]) {
+            Ok(0) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {}
+            other => panic!("not hung up on: {other:?}"),
+        }
+    }
+    eventually("its memory is what it was", || {
+        Ok((rss_kib(host.daemon_pid().unwrap()) < before + GROWTH_KIB_MAX).then_some(()))
     })
     .unwrap();
 }

@@ -209,8 +209,8 @@ impl Front {
         rustix::io::write(&self.to_back, &[0]).unwrap();
     }
 
-    /// Three reads, beside a producer that is bogus every other moment, until the ring is broken: it
-    /// may be before the reads are taken, or after.
+    /// Three reads, beside a producer that is bogus every other moment, until the ring is broken:
+    /// it may be before the reads are taken, or after.
     pub fn produce_flickering(&mut self) {
         self.produce_unnoticed(0, 3);
         let (good, over) = (self.produced, AtomicBool::new(false));
