@@ -179,7 +179,14 @@ fn a_worker_of_roots_has_nothing_of_roots() {
         });
     });
     let (thread, confinement, sees_files) = told.recv().unwrap();
-    let status = std::fs::read_to_string(format!("/proc/self/task/{thread}/status")).unwrap();
+    let task = format!("/proc/self/task/{thread}");
+    let status = std::fs::read_to_string(format!("{task}/status")).unwrap();
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap();
+    let shared = ["mnt", "net", "ipc", "uts", "cgroup"].map(|namespace| {
+        let of = |task: &str| std::fs::read_link(format!("{task}/ns/{namespace}")).unwrap();
+        (namespace, of(&task) == of("/proc/self"))
+    });
+    let network = std::fs::read_to_string(format!("{task}/net/dev")).unwrap();
     drop(go);
     watched.join().unwrap();
     let is = |key: &str| {
@@ -188,8 +195,19 @@ fn a_worker_of_roots_has_nothing_of_roots() {
     };
     assert_eq!((is("NoNewPrivs:"), is("Seccomp:")), ("1".into(), "2".into()), "{status}");
     assert!(!sees_files);
+    let limit = |name: &str, most: u64| {
+        let line = limits.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        let hard = line.split_whitespace().nth(1).unwrap();
+        assert!(hard.parse::<u64>().is_ok_and(|hard| hard <= most), "{name}: {hard}");
+    };
+    limit("Max core file size", 0);
+    limit("Max open files", DESCRIPTORS_MAX);
+    limit("Max locked memory", LOCKED_BYTES_MAX);
     if as_root() {
         assert!(confinement.own_user);
+        assert_eq!(shared.iter().find(|(_, shared)| *shared), None, "namespaces of its own");
+        let devices: Vec<_> = network.lines().skip(2).map(str::trim_start).collect();
+        assert!(devices.iter().all(|device| device.starts_with("lo:")), "{devices:?}");
         assert_eq!(is("Uid:"), std::array::from_fn::<_, 4, _>(|_| USER.to_string()).join(" "));
         assert_eq!(is("Groups:"), "");
         for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
