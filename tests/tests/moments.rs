@@ -70,7 +70,7 @@ impl Site {
             }
         }
         let left: Vec<_> = std::fs::read_dir(&self.dir).unwrap().map(|it| it.unwrap()).collect();
-        assert_eq!(left.len(), 3, "the SR's record, the disk's and its data: {left:?}");
+        assert_eq!(left.len(), 4, "the SR's record and reserve, the disk's and its data: {left:?}");
     }
 }
 

@@ -259,7 +259,9 @@ impl Site {
         ensure!(integrity == "ok", "SQLite: {integrity}");
         for entry in std::fs::read_dir(self.small.dir())? {
             let name = entry?.file_name();
-            let known = ["zerotap-sr.json", "lost+found"].into_iter().any(|known| name == known);
+            let known = ["zerotap-sr.json", ".zerotap-reserve", "lost+found"]
+                .into_iter()
+                .any(|known| name == known);
             ensure!(known, "{} is nobody's", name.display());
         }
         Ok(())
