@@ -201,6 +201,8 @@ fn worker() -> Worker {
         queues_max: 4,
         transfer: None,
         ring: None,
+        draining: false,
+        answered_all: false,
     }
 }
 
