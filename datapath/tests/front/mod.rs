@@ -226,11 +226,13 @@ impl Front {
             });
             rustix::io::write(&self.to_back, &[0]).unwrap();
             let vbd = VbdId { domid: self.domid, devid: DEVID };
-            while !stat(&mut self.control, vbd).1 {
+            let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+            while !stat(&mut self.control, vbd).1 && std::time::Instant::now() < until {
                 std::thread::yield_now();
             }
             over.store(true, Ordering::Relaxed);
         });
+        assert!(self.broken(), "the ring is served on");
     }
 
     pub fn broken(&mut self) -> bool {

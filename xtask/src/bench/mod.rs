@@ -22,6 +22,21 @@ use crate::process;
 /// Pairs of runs, ours and the peer's in turn, for each figure.
 const PAIRS: usize = 5;
 
+/// A pair's two runs; neither is always the first.
+fn in_turn(
+    pair: usize,
+    ours: impl FnOnce() -> Result<f64>,
+    theirs: impl FnOnce() -> Result<f64>,
+) -> Result<(f64, f64)> {
+    if pair.is_multiple_of(2) {
+        let first = ours()?;
+        Ok((first, theirs()?))
+    } else {
+        let first = theirs()?;
+        Ok((ours()?, first))
+    }
+}
+
 /// A part of the benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Part {

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
-use super::PAIRS;
 use super::figure::{Figure, NBD_4K, NBD_COPY};
 use super::sim::{Bench, DISK_MIB};
+use super::{PAIRS, in_turn};
 use crate::sim_host::SimHost;
 use crate::{packages, process};
 
@@ -76,14 +76,7 @@ pub(crate) fn measure() -> Result<Vec<Figure>> {
     }
     for pair in 1..=COPY_PAIRS {
         println!("nbdcopy, pair {pair} of {COPY_PAIRS}");
-        // Neither is always the first.
-        copies.push(if pair % 2 == 0 {
-            let first = ours.copy()?;
-            (first, theirs.copy()?)
-        } else {
-            let first = theirs.copy()?;
-            (ours.copy()?, first)
-        });
+        copies.push(in_turn(pair, || ours.copy(), || theirs.copy())?);
     }
     drop(peer);
     bench.release()?;

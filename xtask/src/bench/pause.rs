@@ -7,11 +7,11 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::PAIRS;
 use super::figure::{
     Figure, JOURNAL, KILL_PAUSE, KILL_PAUSE_LIMIT_MS, UPGRADE_PAUSE, UPGRADE_PAUSE_LIMIT_MS,
 };
 use super::sim::{Bench, Load, READ_4K};
+use super::{PAIRS, in_turn};
 use crate::process;
 
 /// Pauses whose median counts.
@@ -57,15 +57,7 @@ pub(super) fn journal(bench: &Bench<'_>) -> Result<Figure> {
     let mut pairs = Vec::new();
     for pair in 1..=PAIRS {
         println!("journal, pair {pair} of {PAIRS}");
-        // Neither is always the first.
-        let pair = if pair % 2 == 0 {
-            let with = bench.journaled(true)?;
-            (with, bench.journaled(false)?)
-        } else {
-            let without = bench.journaled(false)?;
-            (bench.journaled(true)?, without)
-        };
-        pairs.push(pair);
+        pairs.push(in_turn(pair, || bench.journaled(true), || bench.journaled(false))?);
     }
     Ok(Figure::from_pairs(&JOURNAL, &pairs))
 }
