@@ -17,7 +17,6 @@ const SYS_IO_PGETEVENTS: i64 = 333;
 const ALLOWED: &[(i64, &str)] = &[
     (libc::SYS_io_uring_enter, "the engine: submit and wait"),
     (libc::SYS_io_uring_setup, "an engine for each queue"),
-    (libc::SYS_io_uring_register, "its registered image"),
     (libc::SYS_io_setup, "the engine of kernels without io_uring"),
     (libc::SYS_io_submit, "see io_setup"),
     (libc::SYS_io_getevents, "see io_setup"),
@@ -102,6 +101,14 @@ const IOCTLS: &[(u32, &str)] = &[
     (FICLONERANGE, "share extents with a copy, into a file it was given"),
 ];
 
+/// What may be registered with a ring. Source: linux/io_uring.h.
+const REGISTRATIONS: &[(u32, &str)] = &[
+    (2, "the image"),
+    (8, "which operations there are"),
+    (11, "restrictions, before the ring is enabled"),
+    (12, "enable it"),
+];
+
 /// Installs the filter, for this thread and all that it starts.
 pub(super) fn allow_only(host: Host) -> Result<(), ConfineFailed> {
     let install = || {
@@ -139,9 +146,11 @@ fn rules(host: Host) -> Result<BTreeMap<i64, Vec<SeccompRule>>, String> {
     // An abort signals the worker itself, and its number is no secret.
     let own = u64::from(std::process::id());
     rules.insert(libc::SYS_tgkill, vec![rule(0, Is::Eq, own)?]);
-    let known: Result<_, _> =
-        IOCTLS.iter().map(|(code, _)| rule(1, Is::Eq, (*code).into())).collect();
-    rules.insert(libc::SYS_ioctl, known?);
+    for (call, known) in [(libc::SYS_ioctl, IOCTLS), (libc::SYS_io_uring_register, REGISTRATIONS)] {
+        let known: Result<_, _> =
+            known.iter().map(|(code, _)| rule(1, Is::Eq, (*code).into())).collect();
+        rules.insert(call, known?);
+    }
     if host == Host::Sim {
         rules.insert(libc::SYS_openat, vec![]);
     }

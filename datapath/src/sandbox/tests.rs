@@ -1,6 +1,8 @@
 //! A taken-over worker tries to get out, every way that we know.
 
 use super::*;
+use crate::engine::Engine;
+use crate::engine::choice::choose;
 use io_uring::{IoUring, opcode, types};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::mount::UnmountFlags;
@@ -9,6 +11,7 @@ use rustix::process::test_kill_process;
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
 use std::process::Command;
+use zerotap_rpc_schema::engine::{EngineKind, EngineSetting};
 
 const USER: u32 = 0x7a70_0001;
 
@@ -139,6 +142,19 @@ fn devices_take_only_what_serving_asks() {
 }
 
 #[test]
+fn rings_register_only_what_an_engine_does() {
+    let answers = confined(|_| {
+        [0, 4, 9, 12, 13, 15, 1 << 31]
+            .map(|what| (what, call(libc::SYS_io_uring_register, [usize::MAX - 1, what, 0, 0])))
+    });
+    for (what, answer) in answers {
+        // There is no such ring; the call itself is allowed.
+        let expected = if what == 12 { libc::EBADF } else { libc::EPERM };
+        assert_eq!(answer, Err(expected), "registration {what}");
+    }
+}
+
+#[test]
 fn what_serving_takes_still_works() {
     let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
     let path = directory.path().join("image");
@@ -147,6 +163,8 @@ fn what_serving_takes_still_works() {
     let read = confined(move |_| {
         let image = crate::image::Image::new(image).unwrap();
         std::thread::spawn(move || {
+            choose(EngineSetting::IoUring, image.file()).unwrap();
+            Engine::new(image.file(), EngineKind::IoUring).unwrap();
             let mut ring = IoUring::new(4).unwrap();
             let file = types::Fd(image.file().as_raw_fd());
             let mut page = Box::new([0u8; 8192]);

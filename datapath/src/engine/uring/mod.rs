@@ -5,6 +5,7 @@
 //! that is the safety of this file, and `device.rs` upholds it by keeping a slot busy until then.
 
 mod probe;
+mod restrictions;
 mod stream;
 
 use super::{Completion, IoVector, Tag, Unavailable};
@@ -35,6 +36,7 @@ impl Uring {
         let ring = Self::build(ENTRIES, COMPLETION_ENTRIES).map_err(probe::refused)?;
         let registered = ring.submitter().register_files(&[image.as_raw_fd()]);
         registered.map_err(probe::refused)?;
+        restrictions::restrict(&ring).map_err(probe::refused)?;
         let skip_success = if ring.params().is_feature_skip_cqe_on_success() {
             squeue::Flags::SKIP_SUCCESS
         } else {
@@ -49,6 +51,7 @@ impl Uring {
     }
 
     /// From the newest set-up flags to none: an older kernel refuses flags that it does not know.
+    /// The ring is disabled until it is restricted.
     fn build(entries: u32, completion_entries: u32) -> std::io::Result<IoUring> {
         let mut deferred = IoUring::builder();
         deferred.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
@@ -57,7 +60,8 @@ impl Uring {
         let plain = IoUring::builder();
         let mut refused = None;
         for mut builder in [deferred, cooperative, plain] {
-            match builder.setup_cqsize(completion_entries).dontfork().build(entries) {
+            builder.setup_cqsize(completion_entries).dontfork().setup_r_disabled();
+            match builder.build(entries) {
                 Ok(ring) => return Ok(ring),
                 Err(error) => refused = Some(error),
             }

@@ -1,6 +1,6 @@
 //! Whether this kernel's io_uring will do, and if not, why, in words for people.
 
-use super::Uring;
+use super::{Uring, restrictions};
 use crate::engine::Unavailable;
 use io_uring::{Probe, opcode};
 use std::io;
@@ -8,8 +8,8 @@ use zerotap_rpc_schema::engine::EngineKind;
 
 /// Who may use io_uring: 0 all, 1 a group, 2 nobody (Linux 6.6).
 const SYSCTL: &str = "/proc/sys/kernel/io_uring_disabled";
-/// What a worker asks for.
-const OPERATIONS: [(u8, &str); 10] = [
+/// What a worker asks for, and all that its rings take.
+pub(super) const OPERATIONS: [(u8, &str); 10] = [
     (opcode::Read::CODE, "READ"),
     (opcode::Readv::CODE, "READV"),
     (opcode::Write::CODE, "WRITE"),
@@ -34,7 +34,7 @@ impl Uring {
         ring.submitter().register_probe(&mut probe).map_err(refused)?;
         match OPERATIONS.iter().find(|(code, _)| !probe.is_supported(*code)) {
             Some((_, name)) => Err(lacks(format!("the kernel's has no {name}"))),
-            None => Ok(()),
+            None => restrictions::restrict(&ring).map_err(refused),
         }
     }
 }
