@@ -237,6 +237,43 @@ fn a_storm_of_events_starves_nobody() {
 }
 
 #[test]
+fn a_flooded_queue_leaves_the_other_its_share() {
+    let mut siege = Siege::lay(Options { queues: 2, ring_order: 2, ..Options::default() }).unwrap();
+    let frame = siege.hostile.domain().frame().unwrap();
+    let gref = siege.hostile.domain().grant(frame, false).unwrap();
+    let whole = Segment { gref, first: 0, last: 7 };
+    let read = |id| encode_direct(Abi::X86_64, id, OP_READ, 1, 0, &[whole]);
+    let (mut flooded, mut refilled) = (0, 0);
+    for id in 0..500 {
+        let mut asked = false;
+        eventually("an answer on the other queue", || {
+            let (domain, flood, port) = siege.hostile.raw_queue(0);
+            while flood.take(domain.memory())?.is_some() {
+                flooded += 1;
+            }
+            while flood.unanswered() < flood.entries() {
+                refilled += 1;
+                flood.write(domain.memory(), &read(refilled));
+            }
+            if flood.push(domain.memory()) {
+                port.notify()?;
+            }
+            let (domain, other, port) = siege.hostile.raw_queue(1);
+            if !std::mem::replace(&mut asked, true) {
+                other.write(domain.memory(), &read(id));
+                if other.push(domain.memory()) {
+                    port.notify()?;
+                }
+            }
+            other.take(domain.memory())
+        })
+        .unwrap();
+    }
+    assert!(flooded > 500, "the flood went on: {flooded}");
+    siege.lift().unwrap();
+}
+
+#[test]
 fn rings_that_cannot_be_are_refused_by_the_worker() {
     let mut siege = Siege::lay(Options::default()).unwrap();
     let frame = siege.hostile.domain().frame().unwrap();

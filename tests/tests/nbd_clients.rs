@@ -1,6 +1,8 @@
 //! NBD clients that misbehave, hurry or die beside guests and other clients of the same worker:
 //! none costs more than its share, and no byte of anybody's is wrong.
 
+use std::io::Read as _;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use zerotap_tests::harness::loop_device::LoopDevice;
 use zerotap_tests::harness::nbd::{Client, Place};
@@ -160,6 +162,55 @@ fn anything_at_all_in_any_pieces() {
     }
     clients_are(&disk, &host, 0);
     works(&place);
+    disk.remove(&host.rpc()).unwrap();
+}
+
+/// One client asks as fast as it can and reads what it gets; another, and the daemon, are answered.
+#[test]
+fn a_client_that_never_stops_asking_leaves_the_others_their_share() {
+    let host = Host::start().unwrap();
+    let (disk, place) = serve(&host, 16 * MIB);
+    let (mut flood, _, _) = Client::open(&place).unwrap();
+    let (mut modest, _, _) = Client::open(&place).unwrap();
+    let socket = flood.0.try_clone().unwrap();
+    let mut answers = flood.0.try_clone().unwrap();
+    let taken = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut cookie = 0;
+            while flood.ask(READ, cookie, 0, 512).is_ok() {
+                cookie += 1;
+            }
+        });
+        scope.spawn(|| {
+            let mut buffer = vec![0; 64 << 10];
+            while let Ok(bytes @ 1..) = answers.read(&mut buffer) {
+                taken.fetch_add(bytes as u64, Ordering::Relaxed);
+            }
+        });
+        let flooded = |least: u64| {
+            let before = taken.load(Ordering::Relaxed);
+            eventually("the flood goes on", || {
+                Ok((taken.load(Ordering::Relaxed) >= before + least).then_some(()))
+            })
+        };
+        let mut served = || -> anyhow::Result<()> {
+            for cookie in 0..200 {
+                flooded(1)?;
+                modest.ask(READ, cookie, 4096, 512)?;
+                anyhow::ensure!(modest.reply()? == (0, cookie));
+                modest.take::<512>()?;
+            }
+            for _ in 0..20 {
+                flooded(1 << 20)?;
+                anyhow::ensure!(disk.nbd_counters(&host.rpc())?.clients == 2);
+            }
+            Ok(())
+        };
+        let served = served();
+        socket.shutdown(std::net::Shutdown::Both).unwrap();
+        served.unwrap();
+    });
     disk.remove(&host.rpc()).unwrap();
 }
 

@@ -132,7 +132,15 @@ impl Blkfront {
     /// # Panics
     /// When not connected.
     pub fn raw(&mut self) -> (&mut Domain, &mut FrontRing, &Port) {
-        let queue = self.queues.first_mut().expect("connected");
+        self.raw_queue(0)
+    }
+
+    /// As [`Blkfront::raw`], for any of its rings.
+    ///
+    /// # Panics
+    /// When there is none of that number.
+    pub fn raw_queue(&mut self, number: usize) -> (&mut Domain, &mut FrontRing, &Port) {
+        let queue = self.queues.get_mut(number).expect("connected");
         (&mut self.domain, &mut queue.ring, &queue.port)
     }
 

@@ -11,6 +11,7 @@
 //! the next one begins. That it is so is tried with real processes
 //! (`tests/tests/worker_deaths.rs`).
 
+mod flood;
 mod front;
 mod guest;
 mod oracle;

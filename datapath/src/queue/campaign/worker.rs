@@ -12,9 +12,9 @@ use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::time::Duration;
-use zerotap_rpc_schema::worker::VbdId;
+use zerotap_rpc_schema::worker::{Counters, VbdCounters, VbdId};
 
 /// Of so many times that it falls asleep, it sleeps once until pages have gone unused.
 const SLEEPS: u32 = 8;
@@ -88,6 +88,19 @@ impl Worker {
     pub(super) fn drain(&self) {
         self.asks.send(Ask::Drain { leave: true }).expect("the queue lives");
         signal(&self.wake);
+    }
+
+    pub(super) fn ask_counters(&self) -> Receiver<VbdCounters> {
+        let (tell, told) = sync_channel(1);
+        self.asks.send(Ask::Tell(tell)).expect("the queue lives");
+        signal(&self.wake);
+        told
+    }
+
+    /// Requests that it has ever taken.
+    pub(super) fn taken(&self) -> u64 {
+        let Counters { reads, refused, in_flight, .. } = self.server.device.counters().counters;
+        reads + refused + u64::from(in_flight)
     }
 
     pub(super) fn drained(&self) -> bool {
