@@ -204,7 +204,7 @@ struct Server {
     inbox: Receiver<Ask>,
     mailbox: Arc<OwnedFd>,
     timer: Timer,
-    /// Expires when pages that stand may have gone unused for too long.
+    /// Expires when memory may have gone unused for too long.
     unused: Timer,
     unused_pause: Duration,
     /// Writes may be under way that began before the copy.
@@ -266,7 +266,7 @@ impl Server {
         if self.device.lacks_space() && self.timer.set(SPACE_PAUSE) {
             self.engine.wait_readable(self.timer.as_fd(), TIMER);
         }
-        if self.device.keeps_pages() && self.unused.set(self.unused_pause) {
+        if self.device.keeps_memory() && self.unused.set(self.unused_pause) {
             self.engine.wait_readable(self.unused.as_fd(), UNUSED);
         }
         if self.moving.is_some() && !self.device.writes() {
@@ -300,7 +300,7 @@ impl Server {
             }
             UNUSED => {
                 self.unused.expired();
-                let more = self.device.drop_unused();
+                let more = self.device.drop_unused(&mut self.engine);
                 self.unused_pause = if more { PURGE_INTERVAL } else { self.device.unused_max() };
             }
             Tag::Control { .. } | Tag::Nbd { .. } | Tag::Cancelled | Tag::None => {}

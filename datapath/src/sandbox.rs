@@ -23,7 +23,7 @@ use std::os::fd::BorrowedFd;
 /// Descriptors: rings, event channels, journals and eventfds of all queues, NBD clients, control
 /// connections.
 const DESCRIPTORS_MAX: u64 = 1024;
-/// What kernels before 5.12 count of io_uring's rings against a user without privileges.
+/// The buffers that io_uring keeps at hand, and what kernels before 5.12 count of its rings.
 const LOCKED_BYTES_MAX: u64 = 256 << 20;
 
 /// Why a worker could not be confined. It must not serve then.

@@ -316,6 +316,41 @@ fn pages_that_go_unused_are_given_back_by_an_idle_worker() {
     assert_eq!(front.grants_in_use(), 0);
 }
 
+/// What the kernel holds of this process's memory, KiB.
+fn pinned_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmPin:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[test]
+fn buffers_are_kept_at_hand_while_they_are_used() {
+    let copies = terms(Abi::X86_64, (false, TransferRule::Copy));
+    let write = |front: &mut Front| front.transfer(OP_WRITE, 8, &[(20, 0, 7)]);
+    let busy = Rig::new(64);
+    let mut front = Front::connect_as(&busy, 1, copies);
+    assert_eq!(pinned_kib(), 0, "nothing is held for a guest that has copied nothing");
+    assert_eq!(write(&mut front), STATUS_OKAY);
+    let aio = std::env::var("ZEROTAP_TEST_ENGINE").is_ok_and(|name| name == "aio");
+    assert_eq!(pinned_kib() > 0, !aio);
+    front.disconnect();
+    drop(busy);
+    let idle = Rig::forgetful(64, Duration::from_millis(20));
+    let mut front = Front::connect_as(&idle, 1, copies);
+    for round in 0..3 {
+        front.fill(20, round);
+        assert_eq!(write(&mut front), STATUS_OKAY);
+        assert_eq!(front.transfer(OP_READ, 8, &[(21, 0, 7)]), STATUS_OKAY);
+        assert_eq!(front.page(21), front.page(20));
+        let until = Instant::now() + Duration::from_secs(20);
+        while pinned_kib() > 0 {
+            assert!(Instant::now() < until, "{} KiB are held", pinned_kib());
+            std::thread::yield_now();
+        }
+    }
+    front.disconnect();
+}
+
 #[test]
 fn what_the_host_cannot_spare_is_copied() {
     let place = tempfile::NamedTempFile::new().unwrap();

@@ -63,6 +63,7 @@ impl Device {
             self.statistics.counters.mapped_bytes += slot.bytes;
             return self.submit_data(number, engine);
         };
+        self.buffers.used(engine);
         let bytes = slot.whole_bytes();
         let base = self.buffers.memory().address(buffer.start, bytes);
         add_vector(&mut slot.vectors, base, bytes);

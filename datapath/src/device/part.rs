@@ -28,6 +28,7 @@ impl Device {
     /// Reads a sector that is to be changed.
     pub(super) fn start_part(&mut self, number: u16, engine: &mut Engine) {
         let (spare, bytes) = self.spare(number);
+        self.buffers.used(engine);
         let base = self.buffers.memory().address(spare, bytes);
         add_vector(&mut self.slots[usize::from(number)].vectors, base, bytes);
         self.submit_data(number, engine);

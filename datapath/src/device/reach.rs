@@ -2,6 +2,7 @@
 //! and copied in few calls, because most of a call's cost is fixed.
 
 use super::Device;
+use crate::engine::Engine;
 use crate::ring::abi::STATUS_ERROR;
 use crate::ring::request::Transfer as Direction;
 use crate::xen::policy::{Facts, Way, choose};
@@ -58,23 +59,25 @@ impl Device {
         in_flight.map(|slot| slot.found_us).min().unwrap_or(u64::MAX)
     }
 
-    /// Whether any page stands.
+    /// Whether it holds memory that may go unused: pages of the guest that stand, or buffers.
     #[must_use]
-    pub fn keeps_pages(&self) -> bool {
-        self.transfer.keeps_pages()
+    pub fn keeps_memory(&self) -> bool {
+        self.transfer.keeps_pages() || self.buffers.resident()
     }
 
-    /// How long a page stands that no request uses.
+    /// How long it is kept so.
     #[must_use]
     pub fn unused_max(&self) -> Duration {
         self.unused_max
     }
 
-    /// Gives up standing pages that have gone unused for that long, some at a time; true when there
-    /// may be more of them.
-    pub fn drop_unused(&mut self) -> bool {
+    /// Gives up buffers and standing pages that have gone unused for that long, of pages some at a
+    /// time; true when there may be more of them.
+    pub fn drop_unused(&mut self, engine: &mut Engine) -> bool {
         let unused_us = u64::try_from(self.unused_max.as_micros()).unwrap_or(u64::MAX);
-        let before_us = self.now_us.saturating_sub(unused_us).min(self.in_use_us());
+        let before_us = self.now_us.saturating_sub(unused_us);
+        self.buffers.rest(before_us, engine);
+        let before_us = before_us.min(self.in_use_us());
         self.transfer.drop_unused(before_us)
     }
 
@@ -114,7 +117,7 @@ impl Device {
             way = choose(&facts, self.transfer.costs());
         }
         if way == Way::Copy || !direct {
-            slot.buffer = self.buffers.take(slot.buffer_bytes(self.sector_bytes));
+            slot.buffer = self.buffers.take(slot.buffer_bytes(self.sector_bytes), self.now_us);
             if slot.buffer.is_none() {
                 self.waiting.push(number);
                 return false;

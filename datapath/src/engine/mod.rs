@@ -26,6 +26,7 @@ pub use stream::{Allocation, Message};
 pub use tag::Tag;
 pub(crate) use vectors::{add_vector, advance_vectors};
 
+use crate::ring::shared::SharedMapping;
 use aio::Aio;
 use discard::Discards;
 use std::os::fd::BorrowedFd;
@@ -85,6 +86,21 @@ impl Engine {
     #[cfg(test)]
     pub(crate) fn simulated(engine: simulated::Simulated) -> Self {
         Engine(Kind::Simulated(engine), Discards::Holes)
+    }
+
+    /// Has the kernel keep the pages of `memory` at hand, if it can: operations whose only vector
+    /// lies in it need not look them up. It is to stay what it is until [`Engine::unregister`].
+    pub fn register(&mut self, memory: &SharedMapping) {
+        if let Kind::Uring(uring) = &mut self.0 {
+            uring.register(memory);
+        }
+    }
+
+    /// Has it let go of them; no operation on them is under way.
+    pub fn unregister(&mut self) {
+        if let Kind::Uring(uring) = &mut self.0 {
+            uring.unregister();
+        }
     }
 
     /// Reads the image at byte `offset` into `vectors`.

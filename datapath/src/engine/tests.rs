@@ -389,3 +389,38 @@ fn what_completes_between_two_looks_wakes() {
         told.recv_timeout(std::time::Duration::from_secs(60)).expect("an engine that sleeps");
     }
 }
+
+#[test]
+fn registered_memory_serves_like_any_other() {
+    for kind in KINDS {
+        let mut bench = Bench::new(kind);
+        let memory = SharedMapping::anonymous(2 * BLOCK).unwrap();
+        let at = |block: usize, bytes| {
+            [IoVector { iov_base: memory.address(block * BLOCK, bytes).cast(), iov_len: bytes }]
+        };
+        let (first, second) = (at(0, BLOCK), at(1, BLOCK));
+        memory.copy_in(0, &[5; BLOCK]);
+        bench.engine.register(&memory);
+        // SAFETY: the memory lives until the completions are taken, so in each of these.
+        unsafe { bench.engine.write(&first, 0, request(0)) };
+        assert_eq!(bench.result(request(0)), BLOCK as i32, "{kind}");
+        // SAFETY: as above.
+        unsafe { bench.engine.read(&second, 0, request(1)) };
+        assert_eq!(bench.result(request(1)), BLOCK as i32, "{kind}");
+        assert_eq!(memory.read::<8>(BLOCK), [5; 8], "{kind}");
+        if kind == EngineKind::IoUring {
+            // The kernel goes by the pages that it holds, not by what is there now.
+            memory.forget();
+            // SAFETY: as above.
+            unsafe { bench.engine.read(&second, 0, request(2)) };
+            assert_eq!(bench.result(request(2)), BLOCK as i32);
+            assert_eq!(memory.read::<8>(BLOCK), [0; 8]);
+        }
+        bench.engine.unregister();
+        memory.forget();
+        // SAFETY: as above.
+        unsafe { bench.engine.read(&second, 0, request(3)) };
+        assert_eq!(bench.result(request(3)), BLOCK as i32, "{kind}");
+        assert_eq!(memory.read::<8>(BLOCK), [5; 8], "{kind}: no longer registered");
+    }
+}

@@ -118,6 +118,16 @@ impl SharedMapping {
         unsafe { self.base.as_ptr().add(offset) }
     }
 
+    /// Gives anonymous memory back to the host: it reads as zeroes afterwards.
+    pub fn forget(&self) {
+        let base = self.base.as_ptr().cast();
+        // SAFETY: the range is this mapping's own, and no reference into it exists; what the kernel
+        // still does with its pages it does with the ones that it holds.
+        let forgotten =
+            unsafe { rustix::mm::madvise(base, self.bytes, rustix::mm::Advice::LinuxDontNeed) };
+        debug_assert!(forgotten.is_ok(), "madvise of an own mapping: {forgotten:?}");
+    }
+
     fn check(&self, offset: usize, length: usize) {
         let inside = offset.checked_add(length).is_some_and(|end| end <= self.bytes);
         assert!(inside, "{length} bytes at {offset} leave a mapping of {}", self.bytes);

@@ -62,7 +62,7 @@ const ALLOWED: &[(i64, &str)] = &[
     (libc::SYS_setsockopt, "buffers of a connection"),
     (libc::SYS_munmap, "grants, buffers, stacks"),
     (libc::SYS_mremap, "a buffer that grows"),
-    (libc::SYS_madvise, "a thread's stack that is used no more"),
+    (libc::SYS_madvise, "a thread's stack and buffers that are used no more"),
     (libc::SYS_brk, "memory"),
     (libc::SYS_futex, "threads wait for each other"),
     (libc::SYS_set_robust_list, "a thread begins"),
@@ -103,6 +103,8 @@ const IOCTLS: &[(u32, &str)] = &[
 
 /// What may be registered with a ring. Source: linux/io_uring.h.
 const REGISTRATIONS: &[(u32, &str)] = &[
+    (0, "buffers"),
+    (1, "buffers that have gone unused"),
     (2, "the image"),
     (8, "which operations there are"),
     (11, "restrictions, before the ring is enabled"),

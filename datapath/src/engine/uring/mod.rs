@@ -9,19 +9,25 @@ mod restrictions;
 mod stream;
 
 use super::{Completion, IoVector, Tag, Unavailable};
+use crate::ring::shared::SharedMapping;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// Submission entries; more operations wait in the kernel's completion queue, never get lost.
 const ENTRIES: u32 = 256;
 const COMPLETION_ENTRIES: u32 = 4096;
 const IMAGE: types::Fixed = types::Fixed(0);
+/// The one piece of registered memory.
+const BUFFERS: u16 = 0;
 
 /// The ring.
 pub(super) struct Uring {
     ring: IoUring,
     /// Success of a helper operation needs no completion (Linux 5.17).
     skip_success: squeue::Flags,
+    /// Addresses of the memory whose pages the kernel has at hand.
+    registered: Range<usize>,
 }
 
 impl std::fmt::Debug for Uring {
@@ -42,7 +48,35 @@ impl Uring {
         } else {
             squeue::Flags::empty()
         };
-        Ok(Uring { ring, skip_success })
+        Ok(Uring { ring, skip_success, registered: 0..0 })
+    }
+
+    /// Before Linux 5.13 the kernel would first wait for all operations, that is, for ever. Without
+    /// it, or without leave to lock so much memory, operations look pages up.
+    pub(super) fn register(&mut self, memory: &SharedMapping) {
+        if !self.ring.params().is_feature_resource_tagging() {
+            return;
+        }
+        let base = memory.address(0, memory.bytes());
+        let vector = IoVector { iov_base: base.cast(), iov_len: memory.bytes() };
+        // SAFETY: the range is a mapping, whose pages the kernel then holds: whatever becomes
+        // of the mapping, nothing else is read or written.
+        if unsafe { self.ring.submitter().register_buffers(&[vector]) }.is_ok() {
+            self.registered = base.addr()..base.addr() + memory.bytes();
+        }
+    }
+
+    pub(super) fn unregister(&mut self) {
+        if !std::mem::take(&mut self.registered).is_empty() {
+            let unregistered = self.ring.submitter().unregister_buffers();
+            debug_assert!(unregistered.is_ok(), "they were registered: {unregistered:?}");
+        }
+    }
+
+    /// Whether a vector lies in registered memory.
+    fn is_registered(&self, vector: &IoVector) -> bool {
+        let start = vector.iov_base.addr();
+        self.registered.start <= start && start + vector.iov_len <= self.registered.end
     }
 
     /// Whether there are completions, or what would become one when the kernel is entered.
@@ -73,7 +107,12 @@ impl Uring {
     /// As for [`super::Engine::read`].
     pub(super) unsafe fn read(&mut self, vectors: &[IoVector], offset: u64, tag: Tag) {
         let entry = if let [only] = vectors {
-            opcode::Read::new(IMAGE, only.iov_base.cast(), bytes(only)).offset(offset).build()
+            let (base, length) = (only.iov_base.cast(), bytes(only));
+            if self.is_registered(only) {
+                opcode::ReadFixed::new(IMAGE, base, length, BUFFERS).offset(offset).build()
+            } else {
+                opcode::Read::new(IMAGE, base, length).offset(offset).build()
+            }
         } else {
             let (first, count) = raw(vectors);
             opcode::Readv::new(IMAGE, first, count).offset(offset).build()
@@ -86,7 +125,12 @@ impl Uring {
     /// As for [`super::Engine::read`].
     pub(super) unsafe fn write(&mut self, vectors: &[IoVector], offset: u64, tag: Tag) {
         let entry = if let [only] = vectors {
-            opcode::Write::new(IMAGE, only.iov_base.cast(), bytes(only)).offset(offset).build()
+            let (base, length) = (only.iov_base.cast(), bytes(only));
+            if self.is_registered(only) {
+                opcode::WriteFixed::new(IMAGE, base, length, BUFFERS).offset(offset).build()
+            } else {
+                opcode::Write::new(IMAGE, base, length).offset(offset).build()
+            }
         } else {
             let (first, count) = raw(vectors);
             opcode::Writev::new(IMAGE, first, count).offset(offset).build()

@@ -9,11 +9,13 @@ use zerotap_rpc_schema::engine::EngineKind;
 /// Who may use io_uring: 0 all, 1 a group, 2 nobody (Linux 6.6).
 const SYSCTL: &str = "/proc/sys/kernel/io_uring_disabled";
 /// What a worker asks for, and all that its rings take.
-pub(super) const OPERATIONS: [(u8, &str); 10] = [
+pub(super) const OPERATIONS: [(u8, &str); 12] = [
     (opcode::Read::CODE, "READ"),
     (opcode::Readv::CODE, "READV"),
+    (opcode::ReadFixed::CODE, "READ_FIXED"),
     (opcode::Write::CODE, "WRITE"),
     (opcode::Writev::CODE, "WRITEV"),
+    (opcode::WriteFixed::CODE, "WRITE_FIXED"),
     (opcode::Fsync::CODE, "FSYNC"),
     (opcode::Fallocate::CODE, "FALLOCATE"),
     (opcode::PollAdd::CODE, "POLL_ADD"),

@@ -9,8 +9,8 @@ use super::probe::OPERATIONS;
 use io_uring::register::Restriction;
 use io_uring::{IoUring, squeue};
 
-/// The only registration: to be enabled. Kernels that are told of none may take that for any.
-const ENABLE_RINGS: u8 = 12;
+/// The registrations: buffers come and go, and the ring is to be enabled. Source: linux/io_uring.h.
+const REGISTRATIONS: [u8; 3] = [0, 1, 12];
 const FLAGS: squeue::Flags =
     squeue::Flags::FIXED_FILE.union(squeue::Flags::IO_LINK).union(squeue::Flags::SKIP_SUCCESS);
 
@@ -23,7 +23,7 @@ pub(super) fn restrict(ring: &IoUring) -> std::io::Result<()> {
     let mut all: Vec<Restriction> =
         OPERATIONS.iter().map(|(code, _)| Restriction::sqe_op(*code)).collect();
     all.push(Restriction::sqe_flags_allowed(FLAGS.bits()));
-    all.push(Restriction::register_op(ENABLE_RINGS));
+    all.extend(REGISTRATIONS.map(Restriction::register_op));
     ring.submitter().register_restrictions(&mut all)?;
     ring.submitter().register_enable_rings()
 }

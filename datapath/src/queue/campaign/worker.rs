@@ -82,7 +82,7 @@ impl Worker {
         if self.server.device.lacks_space() {
             return Some(TIMER);
         }
-        (self.server.device.keeps_pages() && self.sleeps.is_multiple_of(SLEEPS)).then_some(UNUSED)
+        (self.server.device.keeps_memory() && self.sleeps.is_multiple_of(SLEEPS)).then_some(UNUSED)
     }
 
     pub(super) fn drain(&self) {
