@@ -215,6 +215,7 @@ fn on_xen() -> Result<bool> {
         guest_script: include_str!("../xen/demo/demo.guest.sh").to_owned(),
         vcpus: 1,
         keeps_grants: true,
+        qemu: false,
         limit: Duration::from_secs(300),
     };
     let ended = boot.run()?;

@@ -28,6 +28,11 @@ pub(crate) const SEABIOS: Package = Package {
     program: "/usr/share/seabios/bios-256k.bin",
     why: "QEMU's machine starts from its firmware",
 };
+pub(crate) const SPICE: Package = Package {
+    name: "libspice-server1",
+    program: "/usr/lib/x86_64-linux-gnu/libspice-server.so.1",
+    why: "Debian's QEMU for Xen, whose qdisk is a peer in the bench, is linked with it",
+};
 pub(crate) const FIO: Package = Package {
     name: "fio",
     program: "fio",

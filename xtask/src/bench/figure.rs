@@ -33,6 +33,7 @@ const fn target(
 
 const FIO: &str = "fio io_uring";
 const BLKBACK: &str = "blkback";
+const QDISK: &str = "qdisk";
 const QEMU_NBD: &str = "qemu-nbd";
 /// The peer of a figure that has none: a limit of its own.
 const LIMIT: &str = "limit";
@@ -111,6 +112,21 @@ pub(crate) const XEN1_128K: Target =
     target("xen 1 CPU read 128k QD8", "MiB/s", BLKBACK, Bound::AtLeast(1.0));
 pub(crate) const XEN1_CPU_128K: Target =
     target("xen 1 CPU read 128k QD8 dom0 CPU", "us/IO", BLKBACK, Bound::AtMost(1.3));
+pub(crate) const QDISK_4K_QD32: Target =
+    target("xen randread 4k QD32", "IOPS", QDISK, Bound::AtLeast(1.4));
+pub(crate) const QDISK_CPU_QD32: Target =
+    target("xen randread 4k QD32 dom0 CPU", "us/IO", QDISK, Bound::AtMost(0.5));
+pub(crate) const QDISK_4K_QD1: Target =
+    target("xen randread 4k QD1", "IOPS", QDISK, Bound::AtLeast(1.4));
+pub(crate) const QDISK_CPU_QD1: Target =
+    target("xen randread 4k QD1 dom0 CPU", "us/IO", QDISK, Bound::AtMost(0.5));
+pub(crate) const QDISK_128K: Target =
+    target("xen read 128k QD8", "MiB/s", QDISK, Bound::AtLeast(2.0));
+pub(crate) const QDISK_CPU_128K: Target =
+    target("xen read 128k QD8 dom0 CPU", "us/IO", QDISK, Bound::AtMost(0.5));
+pub(crate) const QDISK_1M: Target = target("xen read 1m QD4", "MiB/s", QDISK, Bound::AtLeast(4.0));
+pub(crate) const QDISK_CPU_1M: Target =
+    target("xen read 1m QD4 dom0 CPU", "us/IO", QDISK, Bound::AtMost(0.5));
 /// Of a guest that keeps no grants: each request's pages are copied or mapped.
 pub(crate) const LOOSE_4K_QD32: Target =
     target("xen loose randread 4k QD32", "IOPS", BLKBACK, Bound::AtLeast(0.9));

@@ -52,6 +52,8 @@ pub(crate) enum Part {
     XenOneCpu,
     /// The same with a guest that keeps no grants.
     XenLoose,
+    /// Beside QEMU's qdisk instead of blkback.
+    XenQdisk,
 }
 
 type Measure = fn() -> Result<Vec<Figure>>;
@@ -64,6 +66,7 @@ const PARTS: &[(Part, Measure)] = &[
     (Part::Xen, xen::measure),
     (Part::XenOneCpu, xen::measure_one_cpu),
     (Part::XenLoose, xen::measure_loose),
+    (Part::XenQdisk, xen::measure_qdisk),
 ];
 
 #[derive(clap::Args)]

@@ -1,4 +1,4 @@
-//! Real Xen: one boot, one RAM disk served by blkback and by zerotap to the same guest, in turn.
+//! Real Xen: one boot, one RAM disk served by a peer and by zerotap to the same guest, in turn.
 
 use std::time::Duration;
 
@@ -7,9 +7,10 @@ use anyhow::{Context, Result, ensure};
 use super::PAIRS;
 use super::figure::{
     Figure, LOOSE_4K_QD1, LOOSE_4K_QD32, LOOSE_128K, LOOSE_CPU_128K, LOOSE_CPU_QD1, LOOSE_CPU_QD32,
-    Target, XEN_1M, XEN_4K_QD1, XEN_4K_QD32, XEN_128K, XEN_CPU_1M, XEN_CPU_128K, XEN_CPU_QD1,
-    XEN_CPU_QD32, XEN_CPU_WRITE_4K, XEN_CPU_WRITE_128K, XEN_WRITE_4K, XEN_WRITE_128K, XEN1_4K_QD1,
-    XEN1_4K_QD32, XEN1_128K, XEN1_CPU_128K, XEN1_CPU_QD1, XEN1_CPU_QD32,
+    QDISK_1M, QDISK_4K_QD1, QDISK_4K_QD32, QDISK_128K, QDISK_CPU_1M, QDISK_CPU_128K, QDISK_CPU_QD1,
+    QDISK_CPU_QD32, Target, XEN_1M, XEN_4K_QD1, XEN_4K_QD32, XEN_128K, XEN_CPU_1M, XEN_CPU_128K,
+    XEN_CPU_QD1, XEN_CPU_QD32, XEN_CPU_WRITE_4K, XEN_CPU_WRITE_128K, XEN_WRITE_4K, XEN_WRITE_128K,
+    XEN1_4K_QD1, XEN1_4K_QD32, XEN1_128K, XEN1_CPU_128K, XEN1_CPU_QD1, XEN1_CPU_QD32,
 };
 use crate::xen::{Backend, Boot, Guest, Outcome};
 
@@ -26,6 +27,7 @@ type Pattern = (&'static str, u32, u32);
 const READ_4K_QD32: Pattern = ("randread", 4, 32);
 const READ_4K_QD1: Pattern = ("randread", 4, 1);
 const READ_128K: Pattern = ("read", 128, 8);
+const READ_1M: Pattern = ("read", 1024, 4);
 
 /// A job, and what its report is good for.
 struct Job {
@@ -41,7 +43,7 @@ const JOBS: &[Job] = &[
     iops(("randwrite", 4, 32), &XEN_WRITE_4K, &XEN_CPU_WRITE_4K),
     mib(READ_128K, &XEN_128K, &XEN_CPU_128K),
     mib(("write", 128, 8), &XEN_WRITE_128K, &XEN_CPU_WRITE_128K),
-    mib(("read", 1024, 4), &XEN_1M, &XEN_CPU_1M),
+    mib(READ_1M, &XEN_1M, &XEN_CPU_1M),
 ];
 const JOBS_ONE_CPU: &[Job] = &[
     iops(READ_4K_QD32, &XEN1_4K_QD32, &XEN1_CPU_QD32),
@@ -52,6 +54,12 @@ const JOBS_LOOSE: &[Job] = &[
     iops(READ_4K_QD32, &LOOSE_4K_QD32, &LOOSE_CPU_QD32),
     iops(READ_4K_QD1, &LOOSE_4K_QD1, &LOOSE_CPU_QD1),
     mib(READ_128K, &LOOSE_128K, &LOOSE_CPU_128K),
+];
+const JOBS_QDISK: &[Job] = &[
+    iops(READ_4K_QD32, &QDISK_4K_QD32, &QDISK_CPU_QD32),
+    iops(READ_4K_QD1, &QDISK_4K_QD1, &QDISK_CPU_QD1),
+    mib(READ_128K, &QDISK_128K, &QDISK_CPU_128K),
+    mib(READ_1M, &QDISK_1M, &QDISK_CPU_1M),
 ];
 
 const fn iops(pattern: Pattern, speed: &'static Target, cpu: &'static Target) -> Job {
@@ -81,24 +89,43 @@ struct Run {
 }
 
 pub(crate) fn measure() -> Result<Vec<Figure>> {
-    boot(JOBS, 2, true)
+    boot(JOBS, &Terms::default())
 }
 
 pub(crate) fn measure_one_cpu() -> Result<Vec<Figure>> {
-    boot(JOBS_ONE_CPU, 1, true)
+    boot(JOBS_ONE_CPU, &Terms { vcpus: 1, ..Terms::default() })
 }
 
 pub(crate) fn measure_loose() -> Result<Vec<Figure>> {
-    boot(JOBS_LOOSE, 2, false)
+    boot(JOBS_LOOSE, &Terms { keeps_grants: false, ..Terms::default() })
 }
 
-fn boot(jobs: &[Job], vcpus: u8, keeps_grants: bool) -> Result<Vec<Figure>> {
+pub(crate) fn measure_qdisk() -> Result<Vec<Figure>> {
+    boot(JOBS_QDISK, &Terms { qdisk: true, ..Terms::default() })
+}
+
+/// What kind of guest it is, and who is the peer.
+struct Terms {
+    vcpus: u8,
+    keeps_grants: bool,
+    /// QEMU's qdisk, not blkback.
+    qdisk: bool,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Terms { vcpus: 2, keeps_grants: true, qdisk: false }
+    }
+}
+
+fn boot(jobs: &[Job], terms: &Terms) -> Result<Vec<Figure>> {
+    let peer = if terms.qdisk { "qdisk" } else { "vbd" };
     let names: Vec<String> = jobs.iter().map(Job::name).collect();
     let boot = Boot {
         guest: Guest::Pv,
         backend: Backend::Zerotap,
         dom0_script: format!(
-            "ROUNDS={PAIRS} JOBS={}\n{}",
+            "ROUNDS={PAIRS} JOBS={} PEER={peer}\n{}",
             jobs.len(),
             include_str!("../../xen/bench/bench.dom0.sh")
         ),
@@ -107,8 +134,9 @@ fn boot(jobs: &[Job], vcpus: u8, keeps_grants: bool) -> Result<Vec<Figure>> {
             names.join(" "),
             include_str!("../../xen/bench/bench.guest.sh")
         ),
-        vcpus,
-        keeps_grants,
+        vcpus: terms.vcpus,
+        keeps_grants: terms.keeps_grants,
+        qemu: terms.qdisk,
         limit: LIMIT,
     };
     let ended = boot.run()?;

@@ -32,6 +32,9 @@ const PACKAGES: &[&str] = &[
     "xenstore-utils",
 ];
 
+/// QEMU as a back end for guests' disks: a peer of the benchmark, and of nothing else.
+const PACKAGES_QEMU: &[&str] = &["qemu-system-xen"];
+
 /// Unpacked packages. Its existence means that it is complete: it is built aside and renamed.
 pub(crate) struct Debian {
     root: PathBuf,
@@ -40,13 +43,34 @@ pub(crate) struct Debian {
 impl Debian {
     /// The cache's copy, downloaded now if this is the first time. Later it needs no network.
     pub(crate) fn unpacked() -> Result<Self> {
+        Self::cached("debian", |aside| {
+            println!("downloading Xen 4.17, its tools and a kernel (once, about 80 MB)");
+            packages::ensure_lists()?;
+            let kernel = kernel_package()?;
+            download_and_unpack(aside, &[PACKAGES, &[&*kernel]].concat())?;
+            process::run(Command::new("gunzip").arg(aside.join("boot/xen-4.17-amd64.gz")))
+        })
+    }
+
+    /// The same of QEMU's package alone. Xen's libraries, which it needs, are in the other one.
+    pub(crate) fn qemu() -> Result<Self> {
+        packages::ensure(&[packages::SPICE])?;
+        Self::cached("qemu", |aside| {
+            println!("downloading QEMU for Xen (once, about 5 MB)");
+            packages::ensure_lists()?;
+            download_and_unpack(aside, PACKAGES_QEMU)
+        })
+    }
+
+    /// What `make` unpacked into the directory that it was given, now or earlier.
+    fn cached(name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<Self> {
         let cache = workspace::xen_cache_dir();
-        let root = cache.join("debian");
+        let root = cache.join(name);
         if !root.is_dir() {
-            let aside = cache.join(format!("debian.{}", std::process::id()));
+            let aside = cache.join(format!("{name}.{}", std::process::id()));
             let _ = fs::remove_dir_all(&aside);
             fs::create_dir_all(&aside).with_context(|| format!("cannot create {aside:?}"))?;
-            download_and_unpack(&aside)?;
+            make(&aside)?;
             // Another boot may have won the race; its copy is as good as ours.
             if fs::rename(&aside, &root).is_err() {
                 let _ = fs::remove_dir_all(&aside);
@@ -83,25 +107,17 @@ impl Debian {
     }
 }
 
-fn download_and_unpack(aside: &Path) -> Result<()> {
-    println!("downloading Xen 4.17, its tools and a kernel (once, about 80 MB)");
-    packages::ensure_lists()?;
-    let kernel = kernel_package()?;
+fn download_and_unpack(aside: &Path, packages: &[&str]) -> Result<()> {
     let archives = aside.join("archives");
     fs::create_dir(&archives)?;
     process::run(
-        Command::new("apt-get")
-            .args(["-qq", "download"])
-            .args(PACKAGES)
-            .arg(kernel)
-            .current_dir(&archives),
+        Command::new("apt-get").args(["-qq", "download"]).args(packages).current_dir(&archives),
     )
-    .context("cannot download Xen from Debian's archive")?;
+    .with_context(|| format!("cannot download from Debian's archive: {}", packages.join(", ")))?;
     for archive in fs::read_dir(&archives)? {
         process::run(Command::new("dpkg-deb").arg("-x").arg(archive?.path()).arg(aside))?;
     }
-    fs::remove_dir_all(&archives)?;
-    process::run(Command::new("gunzip").arg(aside.join("boot/xen-4.17-amd64.gz")))
+    Ok(fs::remove_dir_all(&archives)?)
 }
 
 /// The name of the package that `linux-image-amd64` stands for at the moment.

@@ -111,6 +111,8 @@ pub(crate) struct Boot {
     pub(crate) vcpus: u8,
     /// Whether the guest's front end offers to keep its grants, as it does unless told otherwise.
     pub(crate) keeps_grants: bool,
+    /// Whether dom0 has QEMU, for disks of kind qdisk.
+    pub(crate) qemu: bool,
     pub(crate) limit: Duration,
 }
 
@@ -133,6 +135,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         guest_script: script(&options.guest_script, scenario::DISK.guest)?,
         vcpus: options.vcpus,
         keeps_grants: true,
+        qemu: false,
         limit: Duration::from_secs(options.timeout),
     };
     let ended = if options.no_build { boot.run_as_built()? } else { boot.run()? };

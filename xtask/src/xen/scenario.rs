@@ -51,6 +51,7 @@ impl Trial {
             guest_script: LIFE.guest.to_owned(),
             vcpus: 1,
             keeps_grants: true,
+            qemu: false,
             limit: LIMIT,
         }
     }

@@ -100,6 +100,9 @@ fn dom0(boot: &Boot, programs: &Programs) -> Result<Tree> {
     }
     tree.copy("root/vmlinuz", &debian.kernel()?, 0o644);
     scripts(boot, &mut tree);
+    if boot.qemu {
+        programs.put(&mut tree, &Debian::qemu()?.file("usr/libexec/xen-qemu-system-i386"))?;
+    }
     if boot.backend == Backend::Zerotap {
         tree.text("etc/zerotap.toml", "");
         for name in ["zerotap", "zerotap-datapath"] {

@@ -1,5 +1,6 @@
-# One RAM disk, served twice to one guest: xvda by the kernel's blkback, xvdb by zerotap. Between the
-# guest's runs dom0's processor time is read from Xen's own counter.
+# One RAM disk, served twice to one guest: xvda by the peer, xvdb by zerotap. The peer is the kernel's
+# blkback (PEER=vbd) or QEMU (PEER=qdisk). Between the guest's runs dom0's processor time is read from
+# Xen's own counter.
 
 # dom0_seconds: processor time of dom0 so far.
 dom0_seconds() { xl list 0 | awk 'END { print $NF }'; }
@@ -10,9 +11,13 @@ on_change() { xenstore-watch -n 2 "$1" >/dev/null; }
 ramdisks 64M && dd if=/dev/urandom of=/dev/ram0 bs=1M 2>/dev/null
 id=$(guest_define bench) || exit 1
 (
-  disk_kind() { echo vbd; }
-  xenbus_plug $id xvda w physical-device 1:0 hotplug-status connected
-) || exit 1
+  disk_kind() { echo $PEER; }
+  # QEMU as libxl starts it for a PV guest, and its disk as libxl has it: the page cache, and threads.
+  [ $PEER = vbd ] || xen-qemu-system-i386 -xen-domid $id -xen-attach -M xenpv -m 32 -nodefaults \
+    -no-user-config -display none >/var/log/qemu.log 2>&1 &
+  xenbus_plug $id xvda w physical-device 1:0 hotplug-status connected params aio:/dev/ram0 &&
+    within 120 backend_is $id xvda 2
+) || { cat /var/log/qemu.log; exit 1; }
 mkfs.ext4 -q /dev/ram3 && mount -t ext4 /dev/ram3 /srv || exit 1 # holds the record of the volume
 sr=$(zerotap sr create --name bench --device-config path=/srv) || exit 1
 vdi=$(zerotap vdi create --sr $sr --name ram --device /dev/ram0) || exit 1
