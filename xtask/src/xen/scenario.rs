@@ -19,7 +19,7 @@ pub(crate) const DISK: Scenario = Scenario {
 };
 
 /// Everything that befalls a disk: data, file system, reboot, replug, unplug under I/O, read-only,
-/// growth.
+/// growth, workers that die and are upgraded, a guest that is saved and restored.
 pub(crate) const LIFE: Scenario = Scenario {
     dom0: include_str!("../../xen/scenarios/life.dom0.sh"),
     guest: include_str!("../../xen/scenarios/life.guest.sh"),
@@ -35,7 +35,7 @@ pub(crate) struct Trial {
 /// PVH guests get a boot for each part: QEMU's nested SVM may break one at any time, and the less a
 /// boot does, the more often it comes to its end.
 pub(crate) const TRIALS: &[Trial] = &[
-    Trial { name: "xen pv", guest: Guest::Pv, parts: "data plug grow kill" },
+    Trial { name: "xen pv", guest: Guest::Pv, parts: "data plug grow kill move" },
     Trial { name: "xen pvh data", guest: Guest::Pvh, parts: "data" },
     Trial { name: "xen pvh plug", guest: Guest::Pvh, parts: "plug" },
     Trial { name: "xen pvh kill", guest: Guest::Pvh, parts: "kill" },

@@ -31,6 +31,12 @@ C
   (tail -n +1 -f "$(guest_log)" | sed "s/^/$name: /") >/dev/console 2>&1 &
 }
 
+# guest_restore FILE: makes the guest that was saved there a domain again, paused; prints its new domid.
+guest_restore() {
+  xl restore -p "$1" >&2 || return 1
+  xl domid "$(guest_name)" | tee /run/guest/domid
+}
+
 guest_name() { echo "guest$(cat /run/guest/number)"; }
 guest_domid() { cat /run/guest/domid; }
 

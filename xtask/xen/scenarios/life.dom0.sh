@@ -101,6 +101,27 @@ part_kill() {
   disk_unplug $id xvda
 }
 
+# A domain is saved under verified I/O, and goes on as another one, whose disk is plugged before it wakes
+# up: what a migration is for its disk.
+part_move() {
+  local id state=/run/guest/saved before
+  [ "$BACKEND" = zerotap ] || return 0
+  id=$(guest_define move) && disk_plug $id xvda 64M && guest_start || return 1
+  guest_await busy 300 || return 1
+  before=$(writes $id)
+  within 120 writes_more $id "$before" || return 1
+  step "domain $id is saved"
+  xl save $id $state && disk_unplug $id xvda || return 1
+  id=$(guest_restore $state) && rm $state || return 1
+  step "it is domain $id now"
+  disk_plug $id xvda 64M && guest_start && within 120 backend_is $id xvda 4 || return 1
+  before=$(writes $id)
+  within 120 writes_more $id "$before" || { disk_show $id xvda; return 1; }
+  guest_tell enough
+  guest_wait 300 || return 1
+  disk_unplug $id xvda
+}
+
 # serving DOMID: the process that serves xvda, once it has served for a while: who dies sooner is tried
 # ever more seldom.
 serving() {
