@@ -39,12 +39,12 @@ const QEMU_NBD: &str = "qemu-nbd";
 const LIMIT: &str = "limit";
 
 pub(crate) const SIM_READ_4K: Target =
-    target("sim randread 4k QD32", "IOPS", FIO, Bound::AtLeast(0.90));
+    target("sim randread 4k QD32", "IOPS", FIO, Bound::AtLeast(0.97));
 /// The same with a guest that sleeps: two threads are woken where fio's one is.
 pub(crate) const SIM_READ_4K_WOKEN: Target =
     target("sim randread 4k QD32, guest sleeps", "IOPS", FIO, Bound::Shown);
 pub(crate) const SIM_CPU_4K: Target =
-    target("sim randread 4k QD32 CPU", "us/IO", FIO, Bound::AtMost(1.5));
+    target("sim randread 4k QD32 CPU", "us/IO", FIO, Bound::AtMost(1.25));
 pub(crate) const SIM_WRITE_4K: Target =
     target("sim randwrite 4k QD32", "IOPS", FIO, Bound::AtLeast(0.97));
 /// The mean, of a guest that looks at its ring.
@@ -66,7 +66,7 @@ pub(crate) const FULL_RSS: Target =
     target("worker's memory, 4 x 512 x 1m in flight", "MiB", LIMIT, Bound::AtMost(1.0));
 pub(crate) const FULL_RSS_LIMIT_MIB: f64 = 24.0;
 pub(crate) const SIM_READ_1M: Target =
-    target("sim read 1m QD8", "MiB/s", FIO, Bound::AtLeast(0.95));
+    target("sim read 1m QD8", "MiB/s", FIO, Bound::AtLeast(0.98));
 /// As the guest sees it: the longest that a request took.
 pub(crate) const KILL_PAUSE: Target =
     target("pause, worker killed under load", "ms", LIMIT, Bound::AtMost(1.0));
@@ -78,16 +78,16 @@ pub(crate) const UPGRADE_PAUSE_LIMIT_MS: f64 = 50.0;
 pub(crate) const JOURNAL: Target =
     target("sim randread 4k QD32, journaled", "IOPS", "no journal", Bound::AtLeast(0.98));
 pub(crate) const XEN_4K_QD32: Target =
-    target("xen randread 4k QD32", "IOPS", BLKBACK, Bound::AtLeast(0.8));
+    target("xen randread 4k QD32", "IOPS", BLKBACK, Bound::AtLeast(0.95));
 pub(crate) const XEN_4K_QD1: Target =
-    target("xen randread 4k QD1", "IOPS", BLKBACK, Bound::AtLeast(0.6));
+    target("xen randread 4k QD1", "IOPS", BLKBACK, Bound::AtLeast(0.8));
 pub(crate) const XEN_128K: Target =
-    target("xen read 128k QD8", "MiB/s", BLKBACK, Bound::AtLeast(0.8));
-pub(crate) const XEN_1M: Target = target("xen read 1m QD4", "MiB/s", BLKBACK, Bound::AtLeast(0.7));
+    target("xen read 128k QD8", "MiB/s", BLKBACK, Bound::AtLeast(1.0));
+pub(crate) const XEN_1M: Target = target("xen read 1m QD4", "MiB/s", BLKBACK, Bound::AtLeast(1.0));
 pub(crate) const XEN_CPU_QD32: Target =
-    target("xen randread 4k QD32 dom0 CPU", "us/IO", BLKBACK, Bound::AtMost(2.0));
+    target("xen randread 4k QD32 dom0 CPU", "us/IO", BLKBACK, Bound::AtMost(1.3));
 pub(crate) const XEN_CPU_QD1: Target =
-    target("xen randread 4k QD1 dom0 CPU", "us/IO", BLKBACK, Bound::AtMost(3.0));
+    target("xen randread 4k QD1 dom0 CPU", "us/IO", BLKBACK, Bound::AtMost(2.0));
 pub(crate) const XEN_CPU_128K: Target =
     target("xen read 128k QD8 dom0 CPU", "us/IO", BLKBACK, Bound::AtMost(1.3));
 pub(crate) const XEN_CPU_1M: Target =
@@ -112,6 +112,10 @@ pub(crate) const XEN1_128K: Target =
     target("xen 1 CPU read 128k QD8", "MiB/s", BLKBACK, Bound::AtLeast(1.0));
 pub(crate) const XEN1_CPU_128K: Target =
     target("xen 1 CPU read 128k QD8 dom0 CPU", "us/IO", BLKBACK, Bound::AtMost(1.3));
+pub(crate) const XEN1_1M: Target =
+    target("xen 1 CPU read 1m QD4", "MiB/s", BLKBACK, Bound::AtLeast(1.0));
+pub(crate) const XEN1_CPU_1M: Target =
+    target("xen 1 CPU read 1m QD4 dom0 CPU", "us/IO", BLKBACK, Bound::AtMost(1.3));
 pub(crate) const QDISK_4K_QD32: Target =
     target("xen randread 4k QD32", "IOPS", QDISK, Bound::AtLeast(1.4));
 pub(crate) const QDISK_CPU_QD32: Target =
