@@ -13,6 +13,7 @@ pub mod copy;
 pub mod device;
 mod elder;
 pub mod engine;
+pub mod idle;
 pub mod image;
 pub mod inherit;
 pub mod nbd;

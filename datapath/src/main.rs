@@ -22,7 +22,8 @@ use zerotap_rpc_schema::worker::{Discard, TransferRule};
 const USAGE: &str = "zerotap-datapath is started by zerotap, with descriptors it inherits:
   zerotap-datapath --id ID --host xen|sim [--user UID] [--engine auto|io_uring|aio] [--read-only] \
   [--network] [--transfer auto|map|copy] [--no-space pause|error] [--discard UNIT:START] \
-  --listener-fd N --image-fd N --gntdev-fd N [--budget-fd N] [--nbd-fd N --nbd-name NAME]
+  --listener-fd N --image-fd N --gntdev-fd N [--budget-fd N] [--stat-fd N] \
+  [--nbd-fd N --nbd-name NAME]
   zerotap-datapath --probe-engine auto|io_uring|aio";
 
 /// How long a guest's page stays mapped that no request uses: as blkback's.
@@ -44,6 +45,7 @@ struct Arguments {
     image: Option<OwnedFd>,
     gntdev: Option<OwnedFd>,
     budget: Option<OwnedFd>,
+    stat: Option<OwnedFd>,
     nbd: Option<OwnedFd>,
     nbd_name: String,
 }
@@ -120,6 +122,7 @@ fn serve(arguments: Arguments) -> Result<(), String> {
             None => Budget::unlimited(),
         },
         unused_max: UNUSED_MAX,
+        stat: arguments.stat,
         transfer: arguments.transfer.unwrap_or_default(),
         engine,
         image,
@@ -127,12 +130,12 @@ fn serve(arguments: Arguments) -> Result<(), String> {
         gntdev,
         nbd: arguments.nbd.map(|listener| (listener, arguments.nbd_name)),
     };
-    let (image, engine) = (given.image.info(), given.engine.clone());
+    let (image, engine, polling) = (given.image.info(), given.engine.clone(), given.stat.is_some());
     let worker = Worker::new(given).map_err(|problem| problem.to_string())?;
     let (own_user, landlock) = (confined.own_user, confined.landlock);
     let (sectors, sector_bytes) = (image.sectors, image.sector_bytes);
     let (engine, why) = (engine.kind, engine.why);
-    tracing::info!(sectors, sector_bytes, %engine, why, own_user, landlock, "ready");
+    tracing::info!(sectors, sector_bytes, %engine, why, own_user, landlock, polling, "ready");
     worker.run().map_err(|error| format!("the worker stopped: {error}"))?;
     tracing::info!("shut down");
     Ok(())
@@ -170,6 +173,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
             "--image-fd" => arguments.image = Some(descriptor(&word, &value)?),
             "--gntdev-fd" => arguments.gntdev = Some(descriptor(&word, &value)?),
             "--budget-fd" => arguments.budget = Some(descriptor(&word, &value)?),
+            "--stat-fd" => arguments.stat = Some(descriptor(&word, &value)?),
             "--nbd-fd" => arguments.nbd = Some(descriptor(&word, &value)?),
             "--nbd-name" => arguments.nbd_name = value,
             _ => return Err(format!("unknown argument {word}")),

@@ -8,6 +8,7 @@ use crate::device::{ConnectFailed, Device, Ring, Swept};
 use crate::engine::{Completion, Engine, Tag};
 use crate::image::Image;
 use crate::xen::transfer::PURGE_INTERVAL;
+pub use look::Looks;
 use rustix::event::{EventfdFlags, eventfd};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -97,6 +98,7 @@ impl Queue {
         image: &Arc<Image>,
         engine: EngineKind,
         ended: &Arc<OwnedFd>,
+        looks: Option<Looks>,
     ) -> Result<Self, String> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let wake = Arc::new(wake.map_err(|errno| format!("make an eventfd: {errno}"))?);
@@ -111,7 +113,7 @@ impl Queue {
         let thread = thread.stack_size(STACK_BYTES).spawn(move || {
             let _end = end;
             let _span = span.entered();
-            match Server::connect(vbd, ring, &image, engine, inbox, mailbox) {
+            match Server::connect(vbd, ring, &image, engine, inbox, mailbox, looks) {
                 Ok(server) => {
                     let _ = connected.send(Ok(()));
                     server.run()
@@ -209,6 +211,8 @@ struct Server {
     unused_pause: Duration,
     /// Writes may be under way that began before the copy.
     moving: Option<Moving>,
+    /// None: it sleeps at once.
+    looks: Option<Looks>,
 }
 
 impl Server {
@@ -219,6 +223,7 @@ impl Server {
         engine: EngineKind,
         inbox: Receiver<Ask>,
         mailbox: Arc<OwnedFd>,
+        looks: Option<Looks>,
     ) -> Result<Self, String> {
         let engine = Engine::new(image.file(), engine).map_err(|problem| problem.to_string())?;
         let unused_pause = ring.unused_max;
@@ -226,7 +231,8 @@ impl Server {
         let device = device.map_err(|problem: ConnectFailed| problem.to_string())?;
         let timer = || Timer::new().map_err(|errno| format!("make a timer: {errno}"));
         let (timer, unused) = (timer()?, timer()?);
-        Ok(Server { device, engine, inbox, mailbox, timer, unused, unused_pause, moving: None })
+        let moving = None;
+        Ok(Server { device, engine, inbox, mailbox, timer, unused, unused_pause, moving, looks })
     }
 
     /// Serves until drained.
@@ -285,6 +291,13 @@ impl Server {
                 return Ok(());
             }
         }
+        if self.looks.is_some() {
+            return self.look_and_sleep(swept, completions);
+        }
+        self.sleep(swept, completions)
+    }
+
+    fn sleep(&mut self, swept: Swept, completions: &mut Vec<Completion>) -> std::io::Result<()> {
         let more = swept == Swept::Empty && self.device.sleep(&mut self.engine);
         self.engine.submit_and_wait(usize::from(!more), completions)
     }
@@ -337,4 +350,5 @@ impl Server {
 
 #[cfg(test)]
 mod campaign;
+mod look;
 mod timer;

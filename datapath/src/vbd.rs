@@ -4,7 +4,7 @@ use crate::copy::{ImageCopy, Moving};
 use crate::device::Ring;
 use crate::elder;
 use crate::image::Image;
-use crate::queue::Queue;
+use crate::queue::{Looks, Queue};
 use crate::xen::Host;
 use crate::xen::budget::Budget;
 use std::os::fd::OwnedFd;
@@ -30,6 +30,8 @@ pub struct Common {
     pub budget: Arc<Budget>,
     /// How long a guest's page stays mapped that no request uses.
     pub unused_max: Duration,
+    /// What tells how idle the host is, when queues shall look for work before they sleep.
+    pub stat: Option<Arc<OwnedFd>>,
     /// The grant device.
     pub gntdev: Arc<OwnedFd>,
     /// The image.
@@ -119,7 +121,9 @@ impl Vbd {
                 unused_max: common.unused_max,
                 journal: journaled.zip(journals.next()),
             };
-            match Queue::connect(id, ring, &common.image, common.engine, &common.ended) {
+            let looks = common.stat.as_ref().map(|stat| Looks::new(wanted, stat));
+            let Common { image, engine, ended, .. } = common;
+            match Queue::connect(id, ring, image, *engine, ended, looks) {
                 Ok(queue) => queues.push(queue),
                 Err(problem) => {
                     queues.into_iter().for_each(Queue::abandon);

@@ -8,7 +8,7 @@ use crate::engine::{Completion, Engine, Tag, Unavailable};
 use crate::image::Image;
 use crate::nbd::export::Export;
 use crate::nbd::server::Server;
-use crate::patience::Patience;
+use crate::patience::{self, Patience};
 use crate::ring::request::INDIRECT_SEGMENTS_MAX;
 use crate::vbd::{Common, Order, Vbd};
 use crate::xen::Host;
@@ -50,6 +50,9 @@ pub struct Given {
     pub unused_max: Duration,
     /// How guests' pages are reached, unless a VBD has a rule of its own.
     pub transfer: TransferRule,
+    /// What tells how idle the host is (`/proc/stat`), when queues shall look for work before they
+    /// sleep.
+    pub stat: Option<OwnedFd>,
     /// The image.
     pub image: Image,
     /// By what the I/O is done.
@@ -134,6 +137,7 @@ impl Worker {
                 no_space: given.no_space,
                 budget: Arc::new(given.budget),
                 unused_max: given.unused_max,
+                stat: given.stat.map(Arc::new),
                 gntdev: Arc::new(given.gntdev),
                 image: Arc::new(given.image),
                 engine: given.engine.kind,
@@ -157,7 +161,7 @@ impl Worker {
     /// When the kernel refuses the ring, or the last flush fails.
     pub fn run(mut self) -> std::io::Result<()> {
         let mut completions: Vec<Completion> = Vec::with_capacity(1024);
-        let (mut patience, started) = (Patience::default(), Instant::now());
+        let (mut patience, started) = (Patience::new(patience::NBD), Instant::now());
         while !self.finished() {
             self.wait(&mut patience, started, &mut completions)?;
             for completion in completions.drain(..) {
@@ -191,7 +195,7 @@ impl Worker {
                 }
                 looked_us = now_us() - from_us;
             }
-            patience.looked(looked_us);
+            patience.looked(looked_us, !completions.is_empty());
         }
         if completions.is_empty() {
             self.engine.submit_and_wait(1, completions)?;

@@ -10,6 +10,7 @@
 mod front;
 
 use front::{Front, Rig, TERMS, Terms};
+use rustix::fs::{MemfdFlags, memfd_create};
 use std::time::{Duration, Instant};
 use zerotap_datapath::ring::abi::{
     Abi, DISCARD_SECURE, OP_FLUSH_DISKCACHE, OP_READ, OP_WRITE, OP_WRITE_BARRIER,
@@ -73,6 +74,34 @@ fn what_is_written_is_read_back_and_stands_in_the_file() {
             front.disconnect();
             assert_eq!(front.grants_in_use(), 0, "all is given back");
         }
+    }
+}
+
+#[test]
+fn a_queue_looks_before_it_sleeps_while_the_host_is_idle() {
+    for (stat, idle) in [("cpu  0 0 0 9 0 0 0 0\n", true), ("cpu  9 0 0 1 0 0 0 0\n", false)] {
+        let file = memfd_create("stat", MemfdFlags::CLOEXEC).unwrap();
+        rustix::io::write(&file, stat.as_bytes()).unwrap();
+        let rig = Rig::looking(64, file);
+        let mut front = Front::connect(&rig, Abi::X86_64, false, 1);
+        front.fill(20, 0xa1);
+        let until = Instant::now() + Duration::from_secs(20);
+        let counters = loop {
+            assert_eq!(front.transfer(OP_WRITE, 8, &[(20, 0, 7)]), STATUS_OKAY);
+            assert_eq!(front.transfer(OP_READ, 8, &[(21, 0, 7)]), STATUS_OKAY);
+            let counters = front.counters();
+            let enough = if idle { counters.look_hits >= 3 } else { counters.reads >= 300 };
+            if enough || counters.reads >= 300 && !rig.looks() || Instant::now() > until {
+                break counters;
+            }
+        };
+        assert_eq!(front.page(21), vec![0xa1; 4096]);
+        let looks = counters.look_hits + counters.look_misses;
+        match idle && rig.looks() {
+            true => assert!(counters.look_hits >= 3 && counters.look_us > 0, "{counters:?}"),
+            false => assert_eq!((looks, counters.look_us), (0, 0)),
+        }
+        front.disconnect();
     }
 }
 

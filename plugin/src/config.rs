@@ -93,6 +93,7 @@ struct File {
     overcommit: Option<bool>,
     transfer: Option<TransferRule>,
     no_space: Option<NoSpace>,
+    polling: Option<bool>,
     mapped_pages_max: Option<u64>,
     reattach_srs_at_boot: Option<bool>,
     abandoned_after_seconds: Option<u64>,
@@ -182,6 +183,8 @@ pub struct Config {
     pub transfer: TransferRule,
     /// What becomes of guests' writes that find no space, unless an SR says otherwise.
     pub no_space: NoSpace,
+    /// Whether queues look for work before they sleep, while the host is idle enough.
+    pub polling: bool,
     /// Pages of guests that all workers together may have mapped.
     pub mapped_pages_max: u64,
     /// Whether SRs stay attached over a reboot of the host. XAPI wants not: it plugs its PBDs anew.
@@ -235,6 +238,7 @@ impl Config {
             overcommit: file.overcommit.unwrap_or(false),
             transfer: file.transfer.unwrap_or_default(),
             no_space: file.no_space.unwrap_or_default(),
+            polling: file.polling.unwrap_or(false),
             mapped_pages_max: file.mapped_pages_max.unwrap_or(DEFAULT_MAPPED_PAGES_MAX),
             reattach_srs_at_boot: file.reattach_srs_at_boot.unwrap_or(false),
             abandoned_after: Duration::from_secs(

@@ -85,6 +85,7 @@ pub async fn serve(args: ServeArgs) -> Result<()> {
         mapped_pages_max: config.mapped_pages_max,
         transfer: config.transfer,
         no_space: config.no_space,
+        polling: config.polling,
     };
     let engine = launcher.engine().await;
     match &engine {

@@ -76,6 +76,15 @@ pub struct Counters {
     pub notifications: u64,
     /// Times that a sweep took requests off the ring.
     pub sweeps: u64,
+    /// Times that a queue looked for something to do before it slept, and found something.
+    #[serde(default)]
+    pub look_hits: u64,
+    /// The same, in vain.
+    #[serde(default)]
+    pub look_misses: u64,
+    /// Microseconds of processor time that these took.
+    #[serde(default)]
+    pub look_us: u64,
     /// Microseconds that requests, answered with success later, were seen in the ring and not
     /// taken, all added up: latencies leave them out.
     #[serde(default)]
@@ -136,6 +145,9 @@ impl Counters {
             events,
             notifications,
             sweeps,
+            look_hits,
+            look_misses,
+            look_us,
             ring_wait_us,
             held_us,
             reach_us,
@@ -173,6 +185,9 @@ impl Counters {
         self.events += events;
         self.notifications += notifications;
         self.sweeps += sweeps;
+        self.look_hits += look_hits;
+        self.look_misses += look_misses;
+        self.look_us += look_us;
         self.ring_wait_us += ring_wait_us;
         self.held_us += held_us;
         self.reach_us += reach_us;

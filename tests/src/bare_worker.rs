@@ -72,10 +72,26 @@ impl BareWorker {
         image: File,
         read_only: bool,
     ) -> anyhow::Result<BareWorker> {
+        BareWorker::start_told(host, dir, image, read_only, None)
+    }
+
+    /// The same for a worker whose queues look before they sleep; `stat` tells how idle the host
+    /// is.
+    ///
+    /// # Errors
+    /// When the program is not built.
+    pub fn start_told(
+        host: &SimHost,
+        dir: &Path,
+        image: File,
+        read_only: bool,
+        stat: Option<File>,
+    ) -> anyhow::Result<BareWorker> {
         let socket = dir.join("worker.sock");
         let _ = std::fs::remove_file(&socket);
         let listener = UnixListener::bind(&socket)?;
         let given: [OwnedFd; 3] = [listener.into(), image.into(), File::open(host.dir())?.into()];
+        let given = given.into_iter().chain(stat.map(OwnedFd::from));
         let mut command = Command::new(program("zerotap-datapath")?);
         command.args(["--id", "bare", "--host", "sim", "--engine", &engine()]);
         command.stdin(Stdio::null());
@@ -84,7 +100,7 @@ impl BareWorker {
         }
         let Discard { granularity_bytes, alignment_bytes } = DISCARD;
         command.args(["--discard", &format!("{granularity_bytes}:{alignment_bytes}")]);
-        let names = ["--listener-fd", "--image-fd", "--gntdev-fd"];
+        let names = ["--listener-fd", "--image-fd", "--gntdev-fd", "--stat-fd"];
         let mut mappings = Vec::new();
         for ((name, parent_fd), child_fd) in names.into_iter().zip(given).zip(FIRST_FD..) {
             command.args([name, &child_fd.to_string()]);

@@ -38,6 +38,25 @@ fn a_worker_takes_the_engine_that_the_configuration_names_and_says_so() {
 }
 
 #[test]
+fn queues_look_before_they_sleep_only_where_the_configuration_says_so() {
+    for polling in [true, false] {
+        let host = Host::start_with(&format!("polling = {polling}")).unwrap();
+        let disk = host.serve(5, 16 * MIB).unwrap();
+        let guest = Running::start(host.sim().dir(), Guest::new(5), Expect::Fresh).unwrap();
+        disk.plug(&host.rpc()).unwrap();
+        guest.progresses(500, SOON).unwrap();
+        let held = format!("/proc/{}/fd", disk.worker(&host.rpc()).unwrap().pid);
+        let held = std::fs::read_dir(held).unwrap().map(|it| it.unwrap().path().read_link());
+        let told = held.flatten().filter(|file| file.ends_with("proc/stat")).count();
+        assert_eq!(told, usize::from(polling), "how idle the host is");
+        assert_eq!(guest.stop().unwrap().report.errors, 0);
+        let log = host.log();
+        let ready = log.lines().find(|line| line.contains("ready")).expect("its first words");
+        assert!(ready.contains(&format!("polling={polling}")), "{ready}");
+    }
+}
+
+#[test]
 fn the_choice_is_io_uring_where_it_will_do() {
     let host = Host::start_with("engine = \"auto\"").unwrap();
     let told = status(&host.rpc()).engine;

@@ -379,6 +379,26 @@ impl Device {
         self.now_us = self.clock.now_us();
     }
 
+    /// Reads the clock; microseconds since the device began.
+    pub fn clock_us(&mut self) -> u64 {
+        self.tick();
+        self.now_us
+    }
+
+    /// Whether a sweep would find requests in the ring, as far as the guest says. Enters no kernel.
+    #[must_use]
+    pub fn has_requests(&self) -> bool {
+        self.state == State::Serving && self.barrier.is_none() && self.ring.has_more()
+    }
+
+    /// Its queue has looked for so long for something to do, in vain or not.
+    pub fn count_look(&mut self, us: u64, found: bool) {
+        let counters = &mut self.statistics.counters;
+        counters.look_us += us;
+        counters.look_hits += u64::from(found);
+        counters.look_misses += u64::from(!found);
+    }
+
     /// Takes no more requests; [`Device::drained`] tells when it has ended. When another worker
     /// goes on (`leave`), what is in the ring is left there, and what waits for space in the
     /// journal. Otherwise the first is served, for a guest that lets go of a disk waits for all

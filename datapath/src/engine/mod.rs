@@ -165,6 +165,16 @@ impl Engine {
         }
     }
 
+    /// Whether operations wait to be handed to the kernel.
+    pub fn has_queued(&mut self) -> bool {
+        match &mut self.0 {
+            Kind::Uring(uring) => uring.has_queued(),
+            Kind::Aio(_) => true,
+            #[cfg(test)]
+            Kind::Simulated(_) => true,
+        }
+    }
+
     /// Hands all to the kernel and sleeps until at least `wanted` operations have completed, then
     /// moves what completed into `completions`.
     ///

@@ -132,6 +132,13 @@ impl<M: Memory> BackRing<M> {
         self.consumed != self.producer
     }
 
+    /// Whether the frontend claims requests that were not taken. Only [`BackRing::take`] tells
+    /// whether that can be true.
+    #[must_use]
+    pub fn has_more(&self) -> bool {
+        self.memory.load(REQ_PROD) != self.consumed
+    }
+
     /// Looks how far the frontend has come: [`BackRing::has_seen_more`] tells of no more until all
     /// of that was taken.
     ///

@@ -160,7 +160,9 @@ fn what_serving_takes_still_works() {
     let path = directory.path().join("image");
     std::fs::write(&path, vec![7; 8192]).unwrap();
     let image = open(&path, OFlags::RDWR | OFlags::DIRECT, Mode::empty()).unwrap();
+    let stat = open("/proc/stat", OFlags::RDONLY, Mode::empty()).unwrap();
     let read = confined(move |_| {
+        assert!(rustix::io::pread(&stat, &mut [0; 64], 0).is_ok_and(|bytes| bytes == 64));
         let image = crate::image::Image::new(image).unwrap();
         std::thread::spawn(move || {
             choose(EngineSetting::IoUring, image.file()).unwrap();

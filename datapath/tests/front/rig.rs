@@ -19,7 +19,7 @@ use zerotap_datapath::ring::shared::SharedMapping;
 use zerotap_datapath::worker::{Given, Worker};
 use zerotap_datapath::xen::Host;
 use zerotap_datapath::xen::budget::Budget;
-use zerotap_rpc_schema::engine::{EngineChoice, EngineSetting};
+use zerotap_rpc_schema::engine::{EngineChoice, EngineKind, EngineSetting};
 use zerotap_rpc_schema::space::NoSpace;
 use zerotap_rpc_schema::worker::{Answer, Ask, Discard, PROTOCOL, Reply, Request, TransferRule};
 
@@ -35,26 +35,31 @@ pub struct Rig {
 impl Rig {
     /// A worker that serves an image of `pages` times 4096 zero bytes.
     pub fn new(pages: usize) -> Self {
-        Self::start(pages, None, false, None, UNUSED_MAX)
+        Self::start(pages, None, false, None, UNUSED_MAX, None)
     }
 
     /// The same, reached over a network.
     pub fn networked(pages: usize) -> Self {
-        Self::start(pages, None, true, None, UNUSED_MAX)
+        Self::start(pages, None, true, None, UNUSED_MAX, None)
     }
 
     /// That keeps no page for longer than this without using it.
     pub fn forgetful(pages: usize, unused_max: Duration) -> Self {
-        Self::start(pages, None, false, None, unused_max)
+        Self::start(pages, None, false, None, unused_max, None)
     }
 
     /// On a host that lets its workers map 64 times so many pages as this file has bytes.
     pub fn with_budget(pages: usize, budget: OwnedFd) -> Self {
-        Self::start(pages, None, false, Some(budget), UNUSED_MAX)
+        Self::start(pages, None, false, Some(budget), UNUSED_MAX, None)
     }
 
     pub fn with_memory_align(pages: usize, bytes: u32) -> Self {
-        Self::start(pages, Some(bytes), false, None, UNUSED_MAX)
+        Self::start(pages, Some(bytes), false, None, UNUSED_MAX, None)
+    }
+
+    /// Whose queues look before they sleep, on a host of which this tells how idle it is.
+    pub fn looking(pages: usize, stat: OwnedFd) -> Self {
+        Self::start(pages, None, false, None, UNUSED_MAX, Some(stat))
     }
 
     fn start(
@@ -63,6 +68,7 @@ impl Rig {
         network: bool,
         budget: Option<OwnedFd>,
         unused_max: Duration,
+        stat: Option<OwnedFd>,
     ) -> Self {
         // Beside the build, where the file system knows direct I/O.
         let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
@@ -93,6 +99,7 @@ impl Rig {
                 transfer,
                 budget,
                 unused_max,
+                stat,
                 image,
                 engine,
                 listener,
@@ -131,6 +138,13 @@ impl Rig {
     pub fn fifo(&self, name: &str) -> OwnedFd {
         mkfifoat(CWD, self.path(name), Mode::RUSR | Mode::WUSR).unwrap();
         open(self.path(name), OFlags::RDWR | OFlags::NONBLOCK, Mode::empty()).unwrap()
+    }
+
+    /// Whether its engine tells of news without a system call.
+    pub fn looks(&self) -> bool {
+        let hello = self.control().ask(Ask::Hello { protocol: PROTOCOL }, None);
+        let Answer::Hello { engine, .. } = hello else { panic!("no hello") };
+        engine.kind == EngineKind::IoUring
     }
 
     pub fn control(&self) -> Control {

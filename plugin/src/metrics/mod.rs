@@ -37,6 +37,8 @@ const VBD_COUNTERS: &[Row<Counters>] = &[
     ("events", "Events from the guest.", |it| it.events),
     ("notifications", "Events to the guest.", |it| it.notifications),
     ("sweeps", "Times that requests were taken off a ring.", |it| it.sweeps),
+    ("look_hits", "Times that a queue looked before it slept and found work.", |it| it.look_hits),
+    ("look_misses", "Times that it looked in vain.", |it| it.look_misses),
 ];
 
 const VBD_GAUGES: &[Row<Counters>] = &[

@@ -50,6 +50,7 @@ async fn core(dir: &Path) -> Arc<Core> {
         mapped_pages_max: 0,
         transfer: TransferRule::Auto,
         no_space: NoSpace::Pause,
+        polling: false,
     };
     let engine = launcher.engine().await;
     let events = Events::default();

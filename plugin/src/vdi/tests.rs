@@ -46,6 +46,7 @@ async fn start(dir: &Path) -> Arc<Registry> {
         mapped_pages_max: 0,
         transfer: TransferRule::Auto,
         no_space: NoSpace::Pause,
+        polling: false,
     };
     let workers = Workers::new(news, Events::default());
     let registry = Registry::new(state, Arc::new(srs), workers, launcher, "qdisk".into());

@@ -32,6 +32,9 @@ const IMAGE_FD: i32 = 4;
 const GRANTS_FD: i32 = 5;
 const NBD_FD: i32 = 6;
 const BUDGET_FD: i32 = 7;
+const STAT_FD: i32 = 8;
+/// What tells a worker how idle the host is.
+const STAT: &str = "/proc/stat";
 /// The first of 65 536 numbers for workers' users, beyond those that distributions, directories and
 /// containers hand out (systemd's UIDS-GIDS lists them).
 const WORKER_USERS_FIRST: u32 = 0x7a70_0000;
@@ -64,6 +67,8 @@ pub struct Launcher {
     pub transfer: TransferRule,
     /// What becomes of guests' writes that find no space, where the SR does not say.
     pub no_space: NoSpace,
+    /// Whether their queues look for work before they sleep.
+    pub polling: bool,
 }
 
 impl Launcher {
@@ -168,10 +173,12 @@ impl Launcher {
         let nbd = listen(&nbd).map_err(|e| format!("{}: {e}", nbd.display()))?;
         let budget = open_budget(&self.budget, self.mapped_pages_max / LEASE_PAGES);
         let budget = budget.map_err(|e| format!("{}: {e}", self.budget.display()))?;
+        let stat = self.polling.then(|| std::fs::File::open(STAT)).transpose();
+        let stat = stat.map_err(|e| format!("{STAT}: {e}"))?;
         let options = self.options(&image);
         fault::point!("a worker's NBD socket is made");
         let pid = self
-            .run(id, vdi, &options, [listener, image.into_fd(), grants, nbd, budget])
+            .run(id, vdi, &options, [listener, image.into_fd(), grants, nbd, budget], stat)
             .map_err(|error| format!("cannot start {}: {error}", self.program.display()))?;
         fault::point!("a worker is started");
         let process = Process::open(pid).map_err(|error| format!("pid {pid}: {error}"))?;
@@ -224,7 +231,14 @@ impl Launcher {
         options
     }
 
-    fn run(&self, id: &str, vdi: &VdiId, options: &[String], fds: [OwnedFd; 5]) -> io::Result<u32> {
+    fn run(
+        &self,
+        id: &str,
+        vdi: &VdiId,
+        options: &[String],
+        fds: [OwnedFd; 5],
+        stat: Option<std::fs::File>,
+    ) -> io::Result<u32> {
         let mut command = Command::new(&self.program);
         command.args(["--id", id, "--host", &self.host.to_string(), "--nbd-name", &vdi.vdi]);
         command.args(options);
@@ -236,8 +250,10 @@ impl Launcher {
             ("--gntdev-fd", GRANTS_FD),
             ("--nbd-fd", NBD_FD),
             ("--budget-fd", BUDGET_FD),
+            ("--stat-fd", STAT_FD),
         ];
-        for (parent_fd, (option, child_fd)) in fds.into_iter().zip(places) {
+        let fds = fds.into_iter().chain(stat.map(OwnedFd::from));
+        for (parent_fd, (option, child_fd)) in fds.zip(places) {
             command.args([option, &child_fd.to_string()]);
             mappings.push(FdMapping { parent_fd, child_fd });
         }

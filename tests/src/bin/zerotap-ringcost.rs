@@ -48,6 +48,9 @@ struct Args {
     /// Give the rings journals.
     #[arg(long)]
     journal: bool,
+    /// The worker looks before it sleeps; the file tells it how idle the host is (/proc/stat).
+    #[arg(long)]
+    stat: Option<PathBuf>,
     /// All of a request goes into one page of the guest's: it has no more than 32 768 to grant.
     #[arg(long)]
     one_page: bool,
@@ -66,7 +69,8 @@ fn main() -> anyhow::Result<()> {
     let flags = (OFlags::DIRECT | OFlags::NONBLOCK).bits().cast_signed();
     let image = File::options().read(true).custom_flags(flags).open(&args.image);
     let image = image.with_context(|| format!("open {}", args.image.display()))?;
-    let worker = BareWorker::start_with(&host, &own, image, true)?;
+    let stat = args.stat.as_ref().map(File::open).transpose()?;
+    let worker = BareWorker::start_told(&host, &own, image, true, stat)?;
     if args.pinned {
         pin(Some(worker.pid()), 0)?;
         pin(None, 1)?;
@@ -104,6 +108,9 @@ fn main() -> anyhow::Result<()> {
     let cpu_ns = footprint::cpu_ns(worker.pid())? - before;
     let mut said = serde_json::to_value(&figures)?;
     said["worker_cpu_ns"] = json!(cpu_ns / figures.requests.max(1));
+    let counters = control.counters(vbd)?.counters;
+    said["look_hits"] = json!(counters.look_hits);
+    said["look_misses"] = json!(counters.look_misses);
     said["worker_kib"] = json!(footprint::own_kib(worker.pid())?);
     println!("{said}");
     Ok(())

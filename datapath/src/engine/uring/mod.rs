@@ -84,6 +84,11 @@ impl Uring {
         self.ring.submission().taskrun() || !self.ring.completion().is_empty()
     }
 
+    /// Whether the kernel has not taken all entries.
+    pub(super) fn has_queued(&mut self) -> bool {
+        !self.ring.submission().is_empty()
+    }
+
     /// From the newest set-up flags to none: an older kernel refuses flags that it does not know.
     /// The ring is disabled until it is restricted.
     fn build(entries: u32, completion_entries: u32) -> std::io::Result<IoUring> {

@@ -48,8 +48,9 @@ impl Worker {
         let device = device.expect("the ring is as it should be");
         let timer = || Timer::new().expect("a timer");
         let (timer, unused, mailbox) = (timer(), timer(), Arc::clone(&wake));
-        let (unused_pause, moving) = (Duration::ZERO, None);
-        let server = Server { device, engine, inbox, mailbox, timer, unused, unused_pause, moving };
+        let (unused_pause, moving, looks) = (Duration::ZERO, None, None);
+        let server =
+            Server { device, engine, inbox, mailbox, timer, unused, unused_pause, moving, looks };
         let (swept, completions) = (Swept::More, Vec::new());
         Worker { server, asks, wake, swept, completions, asleep: false, sleeps: 0 }
     }

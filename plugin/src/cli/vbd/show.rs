@@ -148,6 +148,15 @@ fn figures(counters: &Counters) -> Vec<(&'static str, String)> {
         ("Copying took", mean(counters.grant_copy_ns, counters.grant_copy_pieces, "piece")),
         ("Events", format!("{} received, {} sent", counters.events, counters.notifications)),
         ("Sweeps", counters.sweeps.to_string()),
+        (
+            "Looked",
+            format!(
+                "{} times with success, {} in vain; {} ms",
+                counters.look_hits,
+                counters.look_misses,
+                counters.look_us / 1000
+            ),
+        ),
         ("Refused", format!("{} requests", counters.refused)),
         ("I/O errors", format!("{} requests", counters.io_errors)),
         ("No space", no_space(counters)),
