@@ -227,3 +227,38 @@ fn words<const WORDS: usize, const BYTES: usize>(words: [u64; WORDS]) -> [u8; BY
     }
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zerotap_rpc_schema::worker::Counters;
+
+    /// Word for word as the structures have them, in the order of their members.
+    #[test]
+    fn the_files_are_tapdisks_structures() {
+        let counters = Counters {
+            reads: 3,
+            writes: 4,
+            flushes: 5,
+            read_bytes: 6 * 512,
+            write_bytes: 7 * 512,
+            io_errors: 8,
+            in_flight: 9,
+            ..Counters::default()
+        };
+        let mut told = VbdCounters { counters, ..VbdCounters::new(VbdId { domid: 5, devid: 1 }) };
+        (told.read_latency.sum_us, told.read_latency.max_us) = (10, 11);
+        (told.write_latency.sum_us, told.write_latency.max_us) = (12, 13);
+        let words = |bytes: &[u8]| -> Vec<u64> {
+            bytes.as_chunks::<8>().0.iter().map(|word| u64::from_ne_bytes(*word)).collect()
+        };
+        // st_ds_req, st_f_req, st_oo_req; st_rd_req, _cnt, _sect, _sum_usecs, _max_usecs; st_wr_
+        // the same; flags.
+        let blkback = [0, 5, 0, 12, 3, 6, 10, 11, 4, 4, 7, 12, 13, 0];
+        assert_eq!(words(&blkback_stats(&told)), blkback);
+        // version and padding, oo_reqs; read_reqs_submitted, _completed, read_sectors,
+        // read_total_ticks; write_ the same; io_errors, flags.
+        let stats = [1, 0, 12, 3, 6, 10, 4, 4, 7, 12, 8, 0];
+        assert_eq!(words(&tapdisk_stats(&told)), stats);
+    }
+}
