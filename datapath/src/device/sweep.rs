@@ -53,8 +53,9 @@ impl Device {
             if nothing {
                 return match self.barrier {
                     None if self.state == State::Serving => Swept::Empty,
-                    // All of the batch was refused: no completion will come for the rest.
-                    None if self.takes() => Swept::More,
+                    // All of the batch was refused, and no completion need come for the rest. Where
+                    // all slots are taken, one will.
+                    None if self.takes() && !self.free.is_empty() => Swept::More,
                     _ => Swept::Waiting,
                 };
             }
