@@ -8,6 +8,7 @@
 //! stands) and [`engine`] (the only place that submits I/O).
 
 mod arena;
+mod clock;
 pub mod control;
 pub mod copy;
 pub mod device;

@@ -6,7 +6,6 @@
 //! Its queue calls it; it calls the engine and nothing else waits.
 
 mod buffers;
-mod clock;
 mod flow;
 mod hold;
 mod part;
@@ -15,6 +14,7 @@ mod slot;
 mod space;
 mod sweep;
 
+use crate::clock::Clock;
 use crate::copy::Hold;
 use crate::engine::{Engine, Tag};
 use crate::image::{Capacity, Claims, Image};
@@ -26,7 +26,6 @@ use crate::xen::budget::{Allowance, Budget};
 use crate::xen::transfer::Transfer;
 use crate::xen::{Access, Channel, Grants, Held, Host};
 use buffers::Buffers;
-use clock::Clock;
 use rustix::io::Errno;
 use slot::{Fetch, Slot};
 use space::SpaceWait;

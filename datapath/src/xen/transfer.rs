@@ -18,9 +18,10 @@ use super::policy::Costs;
 pub use super::standing::Place;
 use super::standing::{GREFS_MAX, Purged, Standing};
 use super::{Access, CopyOut, GRANTS_PER_MAP_MAX, GrantMapping, Grants, Piece, Towards};
+use crate::clock::Clock;
 use crate::ring::abi::Segment;
 use crate::ring::shared::{PAGE_BYTES, SharedMapping};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use zerotap_rpc_schema::worker::Counters;
 
 /// Pages that stay mapped for one disk: 16 MiB of guest memory. A frontend that uses more gets the
@@ -79,6 +80,7 @@ pub struct Transfer {
     scratch: Vec<u32>,
     costs: Costs,
     allowance: Allowance,
+    clock: Clock,
     /// Only what calls were made, and what they took.
     counters: Counters,
 }
@@ -99,6 +101,7 @@ impl Transfer {
             scratch: Vec::with_capacity(GRANTS_PER_MAP_MAX),
             costs: Costs { map: Cost::MAP, copy: Cost::COPY },
             allowance,
+            clock: Clock::new(),
             counters: Counters::default(),
         }
     }
@@ -262,10 +265,11 @@ impl Transfer {
     /// When there is no room for them.
     pub fn open_window(&mut self, grefs: &[u32], access: Access) -> rustix::io::Result<u16> {
         self.counters.map_calls += 1;
-        let start = Instant::now();
+        let start_ns = self.clock.now_ns();
         let mapping = self.grants.map(grefs, access)?;
         assert!(self.allowance.take(grefs.len()), "room was made");
-        let window = Some(Window { mapping, users: 0, map_ns: ns_since(start) });
+        let map_ns = self.clock.now_ns() - start_ns;
+        let window = Some(Window { mapping, users: 0, map_ns });
         let number = self.windows.iter().position(Option::is_none).unwrap_or(self.windows.len());
         if number == self.windows.len() {
             self.windows.push(window);
@@ -287,9 +291,10 @@ impl Transfer {
         if left.users > 0 {
             return false;
         }
-        let (start, mut ns, bytes) = (Instant::now(), left.map_ns, left.mapping.memory().bytes());
+        let (map_ns, bytes) = (left.map_ns, left.mapping.memory().bytes());
+        let start_ns = self.clock.now_ns();
         self.windows[usize::from(window)] = None;
-        ns += ns_since(start);
+        let ns = map_ns + self.clock.now_ns() - start_ns;
         let pages = u32::try_from(bytes / PAGE_BYTES).expect("at most 512");
         self.allowance.give(bytes / PAGE_BYTES);
         self.costs.map.learn(pages, ns);
@@ -300,9 +305,9 @@ impl Transfer {
 
     /// Has the hypervisor copy all pieces between the guest's pages and `memory`, in one call.
     pub fn copy(&mut self, memory: &SharedMapping, pieces: &mut [Piece], towards: Towards) {
-        let start = Instant::now();
+        let start_ns = self.clock.now_ns();
         self.grants.copy(memory, pieces, towards);
-        let ns = ns_since(start);
+        let ns = self.clock.now_ns() - start_ns;
         let count = u32::try_from(pieces.len()).expect("at most a ring full of segments");
         self.costs.copy.learn(count, ns);
         self.counters.grant_copy_calls += 1;
@@ -391,10 +396,6 @@ impl Transfer {
     pub fn copy_pages(&self, copies: &mut [CopyOut<'_>]) -> rustix::io::Result<()> {
         self.grants.copy_out(copies)
     }
-}
-
-fn ns_since(start: Instant) -> u64 {
-    u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Where a segment lies in a mapping when its page is number `page`: offset and length in bytes.
