@@ -115,6 +115,11 @@ impl Faults {
                 note("daemons killed");
                 let victim = self.choose(site).disk.worker(&site.host.rpc()).ok();
                 callers.daemon_dies();
+                site.host.daemon_pid().map_or(Ok(()), kill)?;
+                while !site.host.daemon_has_ended()? {
+                    self.pass_those_over(site)?;
+                    std::thread::yield_now();
+                }
                 site.host.kill_daemon()?;
                 if let Some(victim) = victim.filter(|_| self.random.chance(50)) {
                     note("workers killed");
@@ -205,7 +210,8 @@ impl Faults {
     }
 }
 
-/// kill -9. That it is gone may take until the storage takes writes again.
+/// kill -9. That it is gone may take until the storage takes writes again, which is not waited for
+/// here.
 fn kill(pid: u32) -> anyhow::Result<()> {
     let pid = Pid::from_raw(pid.try_into()?).context("a process")?;
     match kill_process(pid, Signal::KILL) {
