@@ -83,25 +83,31 @@ fn a_queue_looks_before_it_sleeps_while_the_host_is_idle() {
         let file = memfd_create("stat", MemfdFlags::CLOEXEC).unwrap();
         rustix::io::write(&file, stat.as_bytes()).unwrap();
         let rig = Rig::looking(64, file);
-        let mut front = Front::connect(&rig, Abi::X86_64, false, 1);
-        front.fill(20, 0xa1);
-        let until = Instant::now() + Duration::from_secs(20);
-        let counters = loop {
-            assert_eq!(front.transfer(OP_WRITE, 8, &[(20, 0, 7)]), STATUS_OKAY);
-            assert_eq!(front.transfer(OP_READ, 8, &[(21, 0, 7)]), STATUS_OKAY);
-            let counters = front.counters();
-            let enough = if idle { counters.look_hits >= 3 } else { counters.reads >= 300 };
-            if enough || counters.reads >= 300 && !rig.looks() || Instant::now() > until {
-                break counters;
+        let (mut hits, mut looks) = (0, 0);
+        let until = Instant::now() + Duration::from_secs(60);
+        // A queue that has looked in vain seldom looks again: on a busy machine each has a few
+        // chances, so there are as many queues as it takes.
+        for domid in 1.. {
+            let mut front = Front::connect_as(&rig, domid, TERMS);
+            front.fill(20, 0xa1);
+            for _ in 0..50 {
+                assert_eq!(front.transfer(OP_WRITE, 8, &[(20, 0, 7)]), STATUS_OKAY);
+                assert_eq!(front.transfer(OP_READ, 8, &[(21, 0, 7)]), STATUS_OKAY);
             }
-        };
-        assert_eq!(front.page(21), vec![0xa1; 4096]);
-        let looks = counters.look_hits + counters.look_misses;
-        match idle && rig.looks() {
-            true => assert!(counters.look_hits >= 3 && counters.look_us > 0, "{counters:?}"),
-            false => assert_eq!((looks, counters.look_us), (0, 0)),
+            assert_eq!(front.page(21), vec![0xa1; 4096]);
+            let counters = front.counters();
+            hits += counters.look_hits;
+            looks += counters.look_hits + counters.look_misses;
+            front.disconnect();
+            let enough = if idle && rig.looks() { hits > 0 } else { domid == 3 };
+            if enough || Instant::now() > until {
+                break;
+            }
         }
-        front.disconnect();
+        match idle && rig.looks() {
+            true => assert!(hits > 0, "{looks} looks, all in vain"),
+            false => assert_eq!(looks, 0),
+        }
     }
 }
 
