@@ -64,9 +64,14 @@ impl Times {
         if words.next() != Some("cpu") {
             return None;
         }
-        let ticks: Vec<u64> = words.take(8).map(str::parse).collect::<Result<_, _>>().ok()?;
-        let idle = ticks.get(3)?.saturating_add(*ticks.get(4)?);
-        Some(Times { idle, all: ticks.iter().fold(0, |sum, ticks| sum.saturating_add(*ticks)) })
+        let (mut ticks, mut known) = ([0u64; 8], 0);
+        for (ticks, word) in ticks.iter_mut().zip(words) {
+            *ticks = word.parse().ok()?;
+            known += 1;
+        }
+        let idle = ticks[3].saturating_add(ticks[4]);
+        let all = ticks.iter().fold(0, |sum: u64, ticks| sum.saturating_add(*ticks));
+        (known > 4).then_some(Times { idle, all })
     }
 
     /// `None` where no time has passed.
