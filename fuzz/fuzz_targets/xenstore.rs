@@ -1,20 +1,24 @@
 //! Both directories of a VBD, whatever toolstack and guest write there in whatever order: read as
-//! the daemon reads them, and fed to its xenbus machine, whose orders are carried out.
+//! the daemon reads them, and fed to its xenbus machine, whose orders are carried out, or fail.
+//!
+//! An input is a history, of one to four bytes a happening: short ones go far.
 #![no_main]
 
 use futures_util::FutureExt as _;
-use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
-use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
-use zerotap_fuzz::vbd::address::{Address, Own};
-use zerotap_fuzz::vbd::backend::{Action, Backend, Event, Worker};
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::{LazyLock, Mutex, PoisonError};
+use zerotap_fuzz::vbd::address::{Address, OWN_DOMID, Own};
+use zerotap_fuzz::vbd::backend::{Action, Backend, ConnectError, Event, PublishError, Worker};
 use zerotap_fuzz::vbd::offer::Offer;
-use zerotap_fuzz::vbd::publish::{self, Identity};
+use zerotap_fuzz::vbd::publish::{self, Identity, OWN_KIND};
 use zerotap_fuzz::vbd::reading::{self, Found};
 use zerotap_fuzz::vbd::{device, xenbus};
 use zerotap_fuzz::xenstore::{Batch, Change, Guard, Pending, Sink, Store, StoreError, Watch};
-use zerotap_rpc_schema::worker::{Discard, ImageInfo, QUEUES_MAX, VbdId};
+use zerotap_rpc_schema::worker::{
+    Discard, ImageInfo, QUEUES_MAX, RingParameters, TransferRule, VbdId,
+};
 
 const ID: VbdId = VbdId { domid: 7, devid: 51712 };
 /// Steps that one change may lead to; more is a machine that goes in circles.
@@ -22,24 +26,22 @@ const STEPS_MAX: usize = 32;
 /// The longest complaint, bytes: it goes into xenstore.
 const COMPLAINT_BYTES_MAX: usize = 1024;
 
-#[derive(Arbitrary, Debug)]
-enum Value<'a> {
-    Number(u32),
-    Digit(u8),
-    Word(u8),
-    Raw(&'a [u8]),
-}
+/// An input, taken byte by byte.
+struct Script<'a>(&'a [u8]);
 
-#[derive(Arbitrary, Debug)]
-enum Happens<'a> {
-    Write(u8, Value<'a>),
-    Remove(u8),
-    Domain(bool),
-    WorkerReady,
-    WorkerDied,
-    WorkerLeaves,
-    RingBroken,
-    Forced,
+impl<'a> Script<'a> {
+    fn byte(&mut self) -> Option<u8> {
+        let (&first, rest) = self.0.split_first()?;
+        self.0 = rest;
+        Some(first)
+    }
+
+    /// As many as there are, if there are fewer.
+    fn bytes(&mut self, count: u8) -> &'a [u8] {
+        let (these, rest) = self.0.split_at(usize::from(count).min(self.0.len()));
+        self.0 = rest;
+        these
+    }
 }
 
 const WORDS: &[&str] = &[
@@ -55,63 +57,112 @@ const WORDS: &[&str] = &[
     "connected",
     "18446744073709551615",
     "4294967296",
+    "",
+    "auto",
+    "copy",
+    "map",
 ];
 
-/// The keys that are read, the backend's first.
-fn paths(address: &Address) -> Vec<String> {
-    let names = [
-        "params",
-        "qemu-params",
-        "frontend",
-        "frontend-id",
-        "mode",
-        "device-type",
-        "removable",
-        "state",
-        "online",
-        "hotplug-status",
-        "sectors",
-        "discard-enable",
-        "multi-queue-max-queues",
-        "max-ring-page-order",
-    ];
-    let mut paths: Vec<String> = names.iter().map(|name| address.key(name)).collect();
-    let frontend = address.frontend();
-    let mut add = |name: &str| paths.push(format!("{frontend}/{name}"));
-    [
-        "state",
-        "event-channel",
-        "protocol",
-        "ring-page-order",
-        "ring-ref",
-        "feature-persistent",
-        "multi-queue-num-queues",
-    ]
-    .into_iter()
-    .for_each(&mut add);
-    (0..=16).for_each(|n| add(&format!("ring-ref{n}")));
-    for queue in 0..=QUEUES_MAX {
-        add(&format!("queue-{queue}/event-channel"));
-        add(&format!("queue-{queue}/ring-ref"));
-        (0..4).for_each(|n| add(&format!("queue-{queue}/ring-ref{n}")));
+/// A device, and the keys that are read of it.
+struct Device {
+    address: Address,
+    /// The backend's, [`OWN_DOMID`], the frontend's with its `device-type` first.
+    paths: Vec<String>,
+}
+
+/// One whose toolstack is the daemon, and one of another toolstack's.
+static DEVICES: LazyLock<[Device; 2]> = LazyLock::new(|| [OWN_KIND, "qdisk"].map(Device::new));
+/// Where in [`Device::paths`] they are.
+const PARAMS: usize = 0;
+const FRONTEND: usize = 2;
+const MODE: usize = 4;
+const DEVICE_TYPE: usize = 5;
+const STATE: usize = 7;
+const BACKEND_KEYS: &[&str] = &[
+    "params",
+    "qemu-params",
+    "frontend",
+    "frontend-id",
+    "mode",
+    "device-type",
+    "removable",
+    "state",
+    "online",
+    "hotplug-status",
+    "sectors",
+    "discard-enable",
+    "feature-persistent",
+    "multi-queue-max-queues",
+    "max-ring-page-order",
+    reading::TRANSFER,
+];
+
+impl Device {
+    fn new(kind: &str) -> Device {
+        let own = Own { domid: 0, named: true };
+        let address = Address { id: ID, kind: kind.to_owned(), own };
+        let mut paths: Vec<String> = BACKEND_KEYS.iter().map(|name| address.key(name)).collect();
+        paths.push(OWN_DOMID.to_owned());
+        let frontend = address.frontend();
+        let mut add = |name: &str| paths.push(format!("{frontend}/{name}"));
+        [
+            "device-type",
+            "state",
+            "event-channel",
+            "protocol",
+            "ring-page-order",
+            "ring-ref",
+            "feature-persistent",
+            "multi-queue-num-queues",
+        ]
+        .into_iter()
+        .for_each(&mut add);
+        (0..=16).for_each(|n| add(&format!("ring-ref{n}")));
+        for queue in 0..=QUEUES_MAX {
+            add(&format!("queue-{queue}/event-channel"));
+            add(&format!("queue-{queue}/ring-ref"));
+            (0..4).for_each(|n| add(&format!("queue-{queue}/ring-ref{n}")));
+        }
+        Device { address, paths }
     }
-    paths
+}
+
+/// Nodes by their paths, in the same order in each run of an input.
+type Nodes = HashMap<String, Vec<u8>, BuildHasherDefault<PathHasher>>;
+
+/// Paths differ at their ends; what is cheap to compute leaves time for what is tested.
+#[derive(Default)]
+struct PathHasher(u64);
+
+impl Hasher for PathHasher {
+    fn write(&mut self, path: &[u8]) {
+        let end = path.last_chunk().map_or(0, |end| u128::from_le_bytes(*end));
+        let folded = (end ^ end >> 64) as u64 ^ path.len() as u64;
+        self.0 = folded.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    /// What ends a string.
+    fn write_u8(&mut self, _: u8) {}
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 /// A tree of bytes that answers at once.
 #[derive(Default)]
 struct Tree {
-    nodes: Mutex<BTreeMap<String, Vec<u8>>>,
+    nodes: Mutex<Nodes>,
     introduced: bool,
 }
 
 impl Tree {
-    fn with<T>(&self, body: impl FnOnce(&mut BTreeMap<String, Vec<u8>>) -> T) -> T {
+    fn with<T>(&self, body: impl FnOnce(&mut Nodes) -> T) -> T {
         body(&mut self.nodes.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Does a batch; false when a guard does not hold.
-    fn apply(&self, batch: &Batch) -> bool {
+    fn apply(&self, batch: Batch) -> bool {
         self.with(|nodes| {
             let holds = |guard: &Guard| match guard {
                 Guard::Exists(path) => nodes.contains_key(path),
@@ -121,12 +172,10 @@ impl Tree {
                 }
             };
             let all = batch.guards.iter().all(holds);
-            for change in batch.changes.iter().filter(|_| all) {
+            for change in batch.changes.into_iter().filter(|_| all) {
                 match change {
-                    Change::Write(path, value) => {
-                        nodes.insert(path.clone(), value.clone().into_bytes());
-                    }
-                    Change::Remove(path) => drop(nodes.remove(path)),
+                    Change::Write(path, value) => drop(nodes.insert(path, value.into_bytes())),
+                    Change::Remove(path) => drop(nodes.remove(&path)),
                     Change::Mkdir(_) | Change::Permit(..) => {}
                 }
             }
@@ -138,19 +187,19 @@ impl Tree {
 impl Store for Tree {
     fn read<'a>(&'a self, path: &'a str) -> Pending<'a, String> {
         let value = self.with(|nodes| nodes.get(path).cloned());
-        let value = value.ok_or_else(|| StoreError::Missing(path.to_owned()));
-        let text = value
-            .and_then(|it| String::from_utf8(it).map_err(|_| StoreError::NotText(path.to_owned())));
-        Box::pin(async move { text })
+        let text = value.ok_or(StoreError::Missing(String::new()));
+        let text = text
+            .and_then(|it| String::from_utf8(it).map_err(|_| StoreError::NotText(String::new())));
+        Box::pin(std::future::ready(text))
     }
 
     fn snapshot<'a>(&'a self, paths: &'a [String]) -> Pending<'a, Vec<Option<String>>> {
-        let value = |path: &String| {
-            let value = self.with(|nodes| nodes.get(path).cloned())?;
+        let value = |nodes: &Nodes, path| {
+            let value: Vec<u8> = nodes.get::<String>(path).cloned()?;
             Some(String::from_utf8(value).unwrap_or_else(|_| "\u{fffd}".to_owned()))
         };
-        let values = paths.iter().map(value).collect();
-        Box::pin(async move { Ok(values) })
+        let values = self.with(|nodes| paths.iter().map(|path| value(nodes, path)).collect());
+        Box::pin(std::future::ready(Ok(values)))
     }
 
     fn introduced(&self, _: u16) -> Pending<'_, bool> {
@@ -183,11 +232,12 @@ impl Store for Tree {
     }
 }
 
-fn worker() -> Worker {
+/// A worker, and what it says of the ring that it may serve.
+fn worker(bits: u8, served: Option<RingParameters>) -> Worker {
     let image = ImageInfo {
-        sectors: 2048,
+        sectors: if bits & 1 == 0 { 2048 } else { 4095 },
         sector_bytes: 512,
-        physical_sector_bytes: 512,
+        physical_sector_bytes: 4096,
         emulated_sector_bytes: None,
         memory_align_bytes: 512,
         discard: Some(Discard { granularity_bytes: 4096, alignment_bytes: 0 }),
@@ -195,118 +245,265 @@ fn worker() -> Worker {
     Worker {
         pid: 1,
         image,
-        read_only: false,
+        read_only: bits & 2 != 0,
         indirect_segments_max: 256,
-        ring_page_order_max: 4,
-        queues_max: 4,
-        transfer: None,
-        ring: None,
-        draining: false,
-        answered_all: false,
+        ring_page_order_max: if bits & 4 == 0 { 4 } else { 0 },
+        queues_max: if bits & 8 == 0 { 4 } else { 1 },
+        transfer: (bits & 16 != 0).then_some(TransferRule::Auto),
+        draining: bits & 32 != 0 && served.is_some(),
+        answered_all: bits & 64 != 0 && served.is_none(),
+        ring: served,
     }
 }
+
+/// How the next order ends; those after it end well.
+const CONNECT_REFUSED: u8 = 1;
+const CONNECT_AGAIN: u8 = 2;
+const NOT_DRAINED: u8 = 3;
+const NOT_PUBLISHED: u8 = 4;
 
 /// One device as the daemon's actor has it.
 struct Disk {
+    device: &'static Device,
     tree: Tree,
-    address: Address,
     identity: Identity,
     machine: Backend,
+    /// What the worker serves.
+    served: Option<RingParameters>,
+    /// How the next order ends.
+    next: u8,
+    /// Something has changed since both directories were looked at.
+    news: bool,
+    /// What has changed says who the device is.
+    ours: bool,
+    ended: bool,
 }
 
 impl Disk {
-    fn look(&self) -> Option<Event> {
-        let seen = reading::sight(&self.tree, &self.address, &self.identity, &self.machine);
-        seen.now_or_never().expect("the tree answers at once").ok().map(Event::Seen)
+    fn new(bits: u8) -> Disk {
+        let device = &DEVICES[usize::from(bits & 1)];
+        let Device { address, paths } = device;
+        let mode = if bits & 2 == 0 { "w" } else { "r" };
+        let device_type = if bits & 4 == 0 { "disk" } else { "cdrom" };
+        let tree = Tree { introduced: true, ..Tree::default() };
+        let initial = [
+            (PARAMS, WORDS[3]),
+            (FRONTEND, WORDS[5]),
+            (MODE, mode),
+            (DEVICE_TYPE, device_type),
+            (STATE, "1"),
+            (BACKEND_KEYS.len(), "0"),
+        ];
+        tree.with(|nodes| {
+            nodes.extend(initial.map(|(at, value)| (paths[at].clone(), value.into())));
+        });
+        let found = now(reading::identity(&tree, address, &Offer::default()));
+        let Ok(Found::Ours(identity)) = found else { panic!("a complete directory is ours") };
+        let machine = Backend::new(identity.read_only, address.kind == OWN_KIND);
+        let (served, next, news, ours, ended) = (None, 0, true, false, false);
+        Disk { device, tree, identity, machine, served, next, news, ours, ended }
     }
 
-    /// Feeds an event, and what follows from it.
-    fn happen(&mut self, first: Event) {
-        let mut events = vec![first];
+    /// One that is about to change.
+    fn path(&mut self, script: &mut Script<'_>) -> Option<&'static str> {
+        let paths = &self.device.paths;
+        let at = usize::from(script.byte()?) % paths.len();
+        self.ours |= at <= BACKEND_KEYS.len() + 1;
+        Some(&paths[at])
+    }
+
+    fn write(&mut self, path: &str, value: &[u8]) {
+        self.tree.with(|nodes| nodes.insert(path.to_owned(), value.to_vec()));
+        self.news = true;
+    }
+
+    /// What a frontend by the book publishes.
+    fn publish_ring(&mut self, shape: u8, first: u8) {
+        // One queue of up to sixteen pages, or up to four of up to two.
+        let (queues, order) = match shape % 8 {
+            order @ 0..5 => (1, Some(order)),
+            queues => (queues - 3, (shape & 8 == 0).then_some(1)),
+        };
+        let order = order.filter(|_| shape & 16 == 0);
+        let directory = self.device.address.frontend();
+        let mut number = u32::from(first);
+        let mut add =
+            |name: &str, value: &str| self.write(&format!("{directory}/{name}"), value.as_bytes());
+        add("state", "3");
+        add("protocol", WORDS[usize::from(shape / 32 % 2)]);
+        add("feature-persistent", if shape & 64 == 0 { "0" } else { "1" });
+        add("multi-queue-num-queues", &queues.to_string());
+        if let Some(order) = order {
+            add("ring-page-order", &order.to_string());
+        }
+        for queue in 0..queues {
+            let prefix = if queues == 1 { String::new() } else { format!("queue-{queue}/") };
+            let mut add = |name: &str| {
+                number += 1;
+                add(&format!("{prefix}{name}"), &number.to_string());
+            };
+            add("event-channel");
+            match order {
+                None => add("ring-ref"),
+                Some(order) => (0..1 << order).for_each(|n| add(&format!("ring-ref{n}"))),
+            }
+        }
+    }
+
+    /// One happening of a history; none when the history or the device is at its end.
+    fn live(&mut self, script: &mut Script<'_>) -> Option<()> {
+        let what = script.byte()?;
+        let mut event = None;
+        match what % 16 {
+            0 => {
+                let path = self.path(script)?;
+                let number = script.bytes(4).iter().fold(0, |n, &byte| n << 8 | u32::from(byte));
+                self.write(path, number.to_string().as_bytes());
+            }
+            1 | 2 => {
+                let path = self.path(script)?;
+                self.write(path, (script.byte()? % 10).to_string().as_bytes());
+            }
+            3 => {
+                let path = self.path(script)?;
+                self.write(path, WORDS[usize::from(script.byte()?) % WORDS.len()].as_bytes());
+            }
+            4 => {
+                let path = self.path(script)?;
+                let count = script.byte()?;
+                let value = script.bytes(count);
+                if let Ok(text) = std::str::from_utf8(value) {
+                    let _ = xenbus::State::describe(Some(text));
+                    if let Ok(devid) = device::devid(text) {
+                        assert_eq!(device::devid(&device::name(devid)), Ok(devid));
+                    }
+                }
+                self.write(path, value);
+            }
+            5 => {
+                let path = self.path(script)?;
+                self.news |= self.tree.with(|nodes| nodes.remove(path)).is_some();
+            }
+            6 => self.publish_ring(script.byte()?, script.byte()?),
+            7 => (self.tree.introduced, self.news) = (script.byte()? % 2 == 1, true),
+            8 => {
+                let bits = script.byte()?;
+                // Another worker than the one before.
+                if bits & 128 != 0 {
+                    self.served = None;
+                }
+                event = Some(Event::WorkerReady(worker(bits, self.served.clone())));
+            }
+            9 => {
+                self.served = None;
+                event = Some(Event::WorkerDied("it died".to_owned()));
+            }
+            10 => event = Some(Event::WorkerLeaves),
+            11 => event = Some(Event::RingBroken),
+            12 => event = Some(Event::Short(script.byte()? % 2 == 1)),
+            13 => event = Some(Event::Forced),
+            14 => self.next = script.byte()?,
+            _ => self.news = true,
+        }
+        // Of several changes in a row the daemon may see the last alone.
+        self.happen(event, what < 128);
+        (!self.ended).then_some(())
+    }
+
+    /// Feeds an event, and what follows from it until nothing moves any more.
+    fn happen(&mut self, first: Option<Event>, look: bool) {
+        let mut events: Vec<Event> = first.into_iter().collect();
         for _ in 0..STEPS_MAX {
+            if events.is_empty() && look {
+                events.extend(self.look());
+            }
             let Some(event) = events.pop() else { return };
-            let (machine, actions) = self.machine.clone().step(event);
+            let empty = Backend::new(false, false);
+            let (machine, actions) = std::mem::replace(&mut self.machine, empty).step(event);
             self.machine = machine;
             for action in actions {
                 events.extend(self.act(action));
+            }
+            if self.ended {
+                return;
             }
         }
         panic!("{STEPS_MAX} steps and no end: {:?}", self.machine);
     }
 
-    fn act(&self, action: Action) -> Option<Event> {
+    fn look(&mut self) -> Option<Event> {
+        if !self.news {
+            return None;
+        }
+        let address = &self.device.address;
+        if std::mem::take(&mut self.ours) {
+            let _ = now(reading::identity(&self.tree, address, &Offer::default()));
+        }
+        let sight = reading::sight(&self.tree, address, &self.identity, &self.machine);
+        let seen = now(sight).ok();
+        self.news = seen.is_none();
+        seen.map(Event::Seen)
+    }
+
+    fn act(&mut self, action: Action) -> Option<Event> {
+        let address = &self.device.address;
         match action {
             Action::Connect(ring, _) => {
+                assert_eq!(self.served, None, "a ring over another");
                 assert!((1..=QUEUES_MAX).contains(&ring.queues.len()));
                 for queue in &ring.queues {
                     assert!(matches!(queue.ring_refs.len(), 1 | 2 | 4 | 8 | 16));
                 }
-                Some(Event::Connected(Ok(())))
+                Some(Event::Connected(match std::mem::take(&mut self.next) {
+                    CONNECT_REFUSED => Err(ConnectError::Refused("no such grant".to_owned())),
+                    CONNECT_AGAIN => Err(ConnectError::Again),
+                    _ => {
+                        self.served = Some(ring);
+                        Ok(())
+                    }
+                }))
             }
-            Action::Disconnect => Some(Event::Disconnected { drained: true }),
+            Action::Disconnect => {
+                self.served = None;
+                let drained = std::mem::take(&mut self.next) != NOT_DRAINED;
+                Some(Event::Disconnected { drained })
+            }
             Action::Publish { from, what } => {
-                let batch = publish::batch(&self.address, &self.identity, &from, &what);
-                assert!(self.tree.apply(&batch), "it has just been seen");
-                Some(Event::Published(Ok(())))
+                if std::mem::take(&mut self.next) == NOT_PUBLISHED {
+                    self.news = true;
+                    return Some(Event::Published(Err(PublishError::Failed("no".to_owned()))));
+                }
+                let batch = publish::batch(address, &self.identity, &from, &what);
+                let done = self.tree.apply(batch);
+                assert!(done || self.news, "it has just been seen");
+                self.news = true;
+                Some(Event::Published(if done { Ok(()) } else { Err(PublishError::Changed) }))
             }
             Action::Complain(text) => {
                 assert!(text.len() <= COMPLAINT_BYTES_MAX, "{} bytes", text.len());
                 None
             }
             Action::RemoveDirectories => {
-                self.tree.with(BTreeMap::clear);
+                assert_eq!(address.kind, OWN_KIND, "another toolstack's");
+                self.tree.with(|nodes| nodes.retain(|path, _| path == OWN_DOMID));
+                self.news = true;
                 None
             }
-            Action::End => None,
+            Action::End => {
+                assert_eq!(self.served, None, "the guest's pages are held for ever");
+                self.ended = true;
+                None
+            }
         }
     }
 }
 
-fuzz_target!(|input: Vec<Happens<'_>>| {
-    let own = Own { domid: 0, named: false };
-    let address = Address { id: ID, kind: publish::OWN_KIND.to_owned(), own };
-    let paths = paths(&address);
-    let tree = Tree { introduced: true, ..Tree::default() };
-    let initial = [(0, WORDS[3]), (2, WORDS[5]), (4, "w"), (7, "1")];
-    tree.with(|nodes| {
-        nodes.extend(initial.map(|(at, value)| (paths[at].clone(), value.into())));
-    });
-    let found = now(reading::identity(&tree, &address, &Offer::default()));
-    let Ok(Found::Ours(identity)) = found else {
-        panic!("a complete directory is ours")
-    };
-    let mut disk = Disk { tree, address, identity, machine: Backend::new(false, true) };
-    for happens in input {
-        let path = |n: u8| paths[usize::from(n) % paths.len()].clone();
-        match happens {
-            Happens::Write(at, value) => {
-                let value = match value {
-                    Value::Number(number) => number.to_string().into_bytes(),
-                    Value::Digit(digit) => (digit % 10).to_string().into_bytes(),
-                    Value::Word(word) => WORDS[usize::from(word) % WORDS.len()].into(),
-                    Value::Raw(bytes) => bytes.to_vec(),
-                };
-                if let Ok(text) = std::str::from_utf8(&value) {
-                    let _ = xenbus::State::describe(Some(text));
-                    if let Ok(devid) = device::devid(text) {
-                        assert_eq!(device::devid(&device::name(devid)), Ok(devid));
-                    }
-                }
-                disk.tree.with(|nodes| nodes.insert(path(at), value));
-            }
-            Happens::Remove(at) => drop(disk.tree.with(|nodes| nodes.remove(&path(at)))),
-            Happens::Domain(alive) => disk.tree.introduced = alive,
-            Happens::WorkerReady => disk.happen(Event::WorkerReady(worker())),
-            Happens::WorkerDied => {
-                disk.happen(Event::WorkerDied("it died".to_owned()));
-            }
-            Happens::WorkerLeaves => disk.happen(Event::WorkerLeaves),
-            Happens::RingBroken => disk.happen(Event::RingBroken),
-            Happens::Forced => disk.happen(Event::Forced),
-        }
-        let _ = now(reading::identity(&disk.tree, &disk.address, &Offer::default()));
-        if let Some(seen) = disk.look() {
-            disk.happen(seen);
+fuzz_target!(|input: &[u8]| {
+    let mut script = Script(input);
+    if let Some(bits) = script.byte() {
+        let mut disk = Disk::new(bits);
+        while disk.live(&mut script).is_some() {
+            assert_eq!(disk.machine.connected_ring(), disk.served.as_ref(), "who serves what");
         }
     }
 });
