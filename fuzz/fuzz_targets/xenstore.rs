@@ -6,16 +6,14 @@
 
 use futures_util::FutureExt as _;
 use libfuzzer_sys::fuzz_target;
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::LazyLock;
+use zerotap_fuzz::tree::Tree;
 use zerotap_fuzz::vbd::address::{Address, OWN_DOMID, Own};
 use zerotap_fuzz::vbd::backend::{Action, Backend, ConnectError, Event, PublishError, Worker};
 use zerotap_fuzz::vbd::offer::Offer;
 use zerotap_fuzz::vbd::publish::{self, Identity, OWN_KIND};
 use zerotap_fuzz::vbd::reading::{self, Found};
 use zerotap_fuzz::vbd::{device, xenbus};
-use zerotap_fuzz::xenstore::{Batch, Change, Guard, Pending, Sink, Store, StoreError, Watch};
 use zerotap_rpc_schema::worker::{
     Discard, ImageInfo, QUEUES_MAX, RingParameters, TransferRule, VbdId,
 };
@@ -127,111 +125,6 @@ impl Device {
     }
 }
 
-/// Nodes by their paths, in the same order in each run of an input.
-type Nodes = HashMap<String, Vec<u8>, BuildHasherDefault<PathHasher>>;
-
-/// Paths differ at their ends; what is cheap to compute leaves time for what is tested.
-#[derive(Default)]
-struct PathHasher(u64);
-
-impl Hasher for PathHasher {
-    fn write(&mut self, path: &[u8]) {
-        let end = path.last_chunk().map_or(0, |end| u128::from_le_bytes(*end));
-        let folded = (end ^ end >> 64) as u64 ^ path.len() as u64;
-        self.0 = folded.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-
-    /// What ends a string.
-    fn write_u8(&mut self, _: u8) {}
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
-
-/// A tree of bytes that answers at once.
-#[derive(Default)]
-struct Tree {
-    nodes: Mutex<Nodes>,
-    introduced: bool,
-}
-
-impl Tree {
-    fn with<T>(&self, body: impl FnOnce(&mut Nodes) -> T) -> T {
-        body(&mut self.nodes.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Does a batch; false when a guard does not hold.
-    fn apply(&self, batch: Batch) -> bool {
-        self.with(|nodes| {
-            let holds = |guard: &Guard| match guard {
-                Guard::Exists(path) => nodes.contains_key(path),
-                Guard::Absent(path) => !nodes.contains_key(path),
-                Guard::Equals(path, value) => {
-                    nodes.get(path).is_some_and(|it| it == value.as_bytes())
-                }
-            };
-            let all = batch.guards.iter().all(holds);
-            for change in batch.changes.into_iter().filter(|_| all) {
-                match change {
-                    Change::Write(path, value) => drop(nodes.insert(path, value.into_bytes())),
-                    Change::Remove(path) => drop(nodes.remove(&path)),
-                    Change::Mkdir(_) | Change::Permit(..) => {}
-                }
-            }
-            all
-        })
-    }
-}
-
-impl Store for Tree {
-    fn read<'a>(&'a self, path: &'a str) -> Pending<'a, String> {
-        let value = self.with(|nodes| nodes.get(path).cloned());
-        let text = value.ok_or(StoreError::Missing(String::new()));
-        let text = text
-            .and_then(|it| String::from_utf8(it).map_err(|_| StoreError::NotText(String::new())));
-        Box::pin(std::future::ready(text))
-    }
-
-    fn snapshot<'a>(&'a self, paths: &'a [String]) -> Pending<'a, Vec<Option<String>>> {
-        let value = |nodes: &Nodes, path| {
-            let value: Vec<u8> = nodes.get::<String>(path).cloned()?;
-            Some(String::from_utf8(value).unwrap_or_else(|_| "\u{fffd}".to_owned()))
-        };
-        let values = self.with(|nodes| paths.iter().map(|path| value(nodes, path)).collect());
-        Box::pin(std::future::ready(Ok(values)))
-    }
-
-    fn introduced(&self, _: u16) -> Pending<'_, bool> {
-        let introduced = self.introduced;
-        Box::pin(async move { Ok(introduced) })
-    }
-
-    fn write<'a>(&'a self, _: &'a str, _: &'a str) -> Pending<'a, ()> {
-        unreachable!("reading writes nothing")
-    }
-
-    fn remove<'a>(&'a self, _: &'a str) -> Pending<'a, ()> {
-        unreachable!("reading removes nothing")
-    }
-
-    fn list<'a>(&'a self, _: &'a str) -> Pending<'a, Vec<String>> {
-        unreachable!("a device lists nothing")
-    }
-
-    fn transact<'a>(&'a self, _: &'a Batch) -> Pending<'a, ()> {
-        unreachable!("reading changes nothing")
-    }
-
-    fn watch(&self, _: &str, _: Sink) -> Watch {
-        unreachable!("reading watches nothing")
-    }
-
-    fn alive(&self) -> bool {
-        true
-    }
-}
-
 /// A worker, and what it says of the ring that it may serve.
 fn worker(bits: u8, served: Option<RingParameters>) -> Worker {
     let image = ImageInfo {
@@ -285,7 +178,8 @@ impl Disk {
         let Device { address, paths } = device;
         let mode = if bits & 2 == 0 { "w" } else { "r" };
         let device_type = if bits & 4 == 0 { "disk" } else { "cdrom" };
-        let tree = Tree { introduced: true, ..Tree::default() };
+        let mut tree = Tree::default();
+        tree.introduced = true;
         let initial = [
             (PARAMS, WORDS[3]),
             (FRONTEND, WORDS[5]),

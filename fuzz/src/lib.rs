@@ -1,5 +1,7 @@
 //! What the fuzz targets share: the daemon's parsers, which are in no library, and an NBD export.
 
+pub mod tree;
+
 /// The daemon's reading of xenstore directories, file by file as it is.
 #[path = "../../plugin/src/vbd"]
 pub mod vbd {
