@@ -63,6 +63,8 @@ impl Connection {
             .body(Full::new(body.into()))
             .map_err(|error| format!("{path}: {error}"))?;
         let answering = async {
+            // Right after an answer the connection may not take the next request yet.
+            self.sender.ready().await.map_err(|error| error.to_string())?;
             let answer = self.sender.send_request(request).await;
             let answer = answer.map_err(|error| error.to_string())?;
             let status = answer.status();
