@@ -47,10 +47,11 @@ fn the_page_shows_what_each_disk_does() {
     let running = Running::start(host.sim().dir(), Guest::new(DOMID), Expect::Fresh).unwrap();
     disk.plug(&host.rpc()).unwrap();
     running.progresses(100, Duration::from_secs(30)).unwrap();
-    // On a busy machine a disk may have answered nothing for as long as a page looks back.
+    // On a busy machine a disk may have answered next to nothing for as long as a page looks back.
     let page = eventually("a page of a disk at work", || {
         let page = page(port).context("it was there before")?;
-        let works = cells(&page)[3] != "0";
+        let works =
+            cells(&page)[3..6].iter().all(|rate| rate.parse().is_ok_and(|it: f64| it > 0.0));
         Ok(works.then_some(page))
     })
     .unwrap();
@@ -60,7 +61,6 @@ fn the_page_shows_what_each_disk_does() {
     let cells = cells(&page);
     assert_eq!(cells[..3], [DOMID.to_string().as_str(), DEVICE, "connected"], "{cells:?}");
     let number = |n: usize| cells[n].trim_end_matches(" ms").parse::<f64>().unwrap();
-    assert!(number(3) > 0.0 && number(4) > 0.0 && number(5) > 0.0, "rates: {cells:?}");
     assert!(number(6) > 0.0 && number(7) >= number(6), "latencies: {cells:?}");
     assert_eq!(cells[10], disk.vdi.vdi);
     for line in ["line0iops", "line1read", "line1write", "line2p50", "line2p99"] {
