@@ -1,6 +1,6 @@
 //! The status page in a real browser: headless Chromium, on a disk whose guest works.
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use std::process::Command;
 use std::time::Duration;
 use zerotap_tests::harness::{DEVICE, Host, eventually, proxy};
@@ -50,9 +50,10 @@ fn the_page_shows_what_each_disk_does() {
     // On a busy machine a disk may have answered next to nothing for as long as a page looks back.
     let page = eventually("a page of a disk at work", || {
         let page = page(port).context("it was there before")?;
-        let works =
-            cells(&page)[3..6].iter().all(|rate| rate.parse().is_ok_and(|it: f64| it > 0.0));
-        Ok(works.then_some(page))
+        let cells = cells(&page);
+        let works = cells[3..6].iter().all(|rate| rate.parse().is_ok_and(|it: f64| it > 0.0));
+        ensure!(works, "rates: {cells:?}");
+        Ok(Some(page))
     })
     .unwrap();
 
