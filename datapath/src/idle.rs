@@ -9,6 +9,8 @@ use std::sync::Arc;
 /// Between two readings, microseconds: the kernel counts in hundredths of a second, and telling
 /// costs it up to some hundred microseconds on a large host.
 const READ_US_MIN: u64 = 200_000;
+/// What the kernel counts in (`USER_HZ`), microseconds.
+const TICK_US: u64 = 10_000;
 /// The first line has ten numbers.
 const LINE_BYTES_MAX: usize = 256;
 
@@ -28,21 +30,23 @@ impl Idle {
         Idle { stat, read_us: None, times: Times::default(), enough: false }
     }
 
-    /// Whether half of the host's processors, or more, have had nothing to do of late; before
-    /// anything is known of late, since the host began. As tapdisk has it (its
-    /// `polling-idle-threshold` is 50 % where XAPI does not say otherwise).
-    pub fn enough(&mut self, now_us: u64) -> bool {
+    /// Whether a sixteenth of the host's processors' time, or more, was left of late; before
+    /// anything is known of late, since the host began. What who asks has looked, `looked_us` in
+    /// all, was left too: it would not have looked had the host been busy. tapdisk wants a half to
+    /// poll for a whole millisecond (its `polling-idle-threshold`).
+    pub fn enough(&mut self, now_us: u64, looked_us: u64) -> bool {
         if self.read_us.is_some_and(|at_us| now_us.saturating_sub(at_us) < READ_US_MIN) {
             return self.enough;
         }
         self.read_us = Some(now_us);
         let mut line = [0; LINE_BYTES_MAX];
         let bytes = rustix::io::pread(&self.stat, &mut line, 0).unwrap_or(0);
-        let Some(times) = Times::parse(&line[..bytes]) else {
+        let Some(mut times) = Times::parse(&line[..bytes]) else {
             self.enough = false;
             return false;
         };
-        self.enough = times.half_idle_since(&self.times).unwrap_or(self.enough);
+        times.idle = times.idle.saturating_add(looked_us / TICK_US);
+        self.enough = times.enough_since(&self.times).unwrap_or(self.enough);
         self.times = times;
         self.enough
     }
@@ -75,9 +79,9 @@ impl Times {
     }
 
     /// `None` where no time has passed.
-    fn half_idle_since(&self, earlier: &Times) -> Option<bool> {
+    fn enough_since(&self, earlier: &Times) -> Option<bool> {
         let all = self.all.checked_sub(earlier.all).filter(|ticks| *ticks > 0)?;
-        Some(self.idle.saturating_sub(earlier.idle) >= all.div_ceil(2))
+        Some(self.idle.saturating_sub(earlier.idle) >= all.div_ceil(16))
     }
 }
 
@@ -99,19 +103,21 @@ mod tests {
     }
 
     #[test]
-    fn half_of_the_processors_idle_is_enough_by_the_latest_reading() {
+    fn a_sixteenth_of_the_time_is_enough_by_the_latest_reading() {
         let file = memfd_create("stat", MemfdFlags::CLOEXEC).unwrap();
         let say = |text: &str| assert!(pwrite(&file, text.as_bytes(), 0).is_ok());
-        say("cpu  10 0 10 20 0 0 0 0 0 0\n");
+        say("cpu  1500 0 0 100 0 0 0 0 0 0\n");
         let mut idle = Idle::new(Arc::new(file.try_clone().unwrap()));
-        assert!(idle.enough(0), "half of it since the host began");
-        say("cpu  61 0 10 69 0 0 0 0 0 0\n");
-        assert!(idle.enough(READ_US_MIN - 1), "it is not read yet");
-        assert!(!idle.enough(READ_US_MIN));
-        assert!(!idle.enough(3 * READ_US_MIN), "no time has passed by that clock");
-        say("cpu  61 0 10 60 60 0 0 0 0 0\n");
-        assert!(idle.enough(5 * READ_US_MIN), "to wait for a disk is to be idle");
+        assert!(idle.enough(0, 0), "a sixteenth of it since the host began");
+        say("cpu  1651 0 0 109 0 0 0 0 0 0\n");
+        assert!(idle.enough(READ_US_MIN - 1, 0), "it is not read yet");
+        assert!(!idle.enough(READ_US_MIN, 0), "9 of 160");
+        assert!(!idle.enough(3 * READ_US_MIN, 0), "no time has passed by that clock");
+        say("cpu  1651 0 0 100 169 0 0 0 0 0\n");
+        assert!(idle.enough(5 * READ_US_MIN, 0), "to wait for a disk is to be idle");
+        say("cpu  1801 0 0 108 170 0 0 0 0 0\n");
+        assert!(idle.enough(7 * READ_US_MIN, TICK_US), "9 of 159, and one was looked");
         say("nonsense\nnonsense and more of it\n");
-        assert!(!idle.enough(7 * READ_US_MIN));
+        assert!(!idle.enough(9 * READ_US_MIN, TICK_US));
     }
 }

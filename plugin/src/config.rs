@@ -183,7 +183,7 @@ pub struct Config {
     pub transfer: TransferRule,
     /// What becomes of guests' writes that find no space, unless an SR says otherwise.
     pub no_space: NoSpace,
-    /// Whether queues look for work before they sleep, while the host is idle enough.
+    /// Whether queues look for work before they sleep.
     pub polling: bool,
     /// Pages of guests that all workers together may have mapped.
     pub mapped_pages_max: u64,
@@ -238,7 +238,7 @@ impl Config {
             overcommit: file.overcommit.unwrap_or(false),
             transfer: file.transfer.unwrap_or_default(),
             no_space: file.no_space.unwrap_or_default(),
-            polling: file.polling.unwrap_or(false),
+            polling: file.polling.unwrap_or(true),
             mapped_pages_max: file.mapped_pages_max.unwrap_or(DEFAULT_MAPPED_PAGES_MAX),
             reattach_srs_at_boot: file.reattach_srs_at_boot.unwrap_or(false),
             abandoned_after: Duration::from_secs(

@@ -48,9 +48,9 @@ struct Args {
     /// Give the rings journals.
     #[arg(long)]
     journal: bool,
-    /// The worker looks before it sleeps; the file tells it how idle the host is (/proc/stat).
-    #[arg(long)]
-    stat: Option<PathBuf>,
+    /// What tells the worker how idle the host is.
+    #[arg(long, default_value = "/proc/stat")]
+    stat: PathBuf,
     /// All of a request goes into one page of the guest's: it has no more than 32 768 to grant.
     #[arg(long)]
     one_page: bool,
@@ -69,8 +69,9 @@ fn main() -> anyhow::Result<()> {
     let flags = (OFlags::DIRECT | OFlags::NONBLOCK).bits().cast_signed();
     let image = File::options().read(true).custom_flags(flags).open(&args.image);
     let image = image.with_context(|| format!("open {}", args.image.display()))?;
-    let stat = args.stat.as_ref().map(File::open).transpose()?;
-    let worker = BareWorker::start_told(&host, &own, image, true, stat)?;
+    let stat = File::open(&args.stat);
+    let stat = stat.with_context(|| format!("open {}", args.stat.display()))?;
+    let worker = BareWorker::start_told(&host, &own, image, true, Some(stat))?;
     if args.pinned {
         pin(Some(worker.pid()), 0)?;
         pin(None, 1)?;

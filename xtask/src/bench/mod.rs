@@ -23,11 +23,11 @@ use crate::process;
 const PAIRS: usize = 5;
 
 /// A pair's two runs; neither is always the first.
-fn in_turn(
+fn in_turn<T>(
     pair: usize,
-    ours: impl FnOnce() -> Result<f64>,
-    theirs: impl FnOnce() -> Result<f64>,
-) -> Result<(f64, f64)> {
+    ours: impl FnOnce() -> Result<T>,
+    theirs: impl FnOnce() -> Result<T>,
+) -> Result<(T, T)> {
     if pair.is_multiple_of(2) {
         let first = ours()?;
         Ok((first, theirs()?))

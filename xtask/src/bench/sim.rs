@@ -12,7 +12,7 @@ use super::figure::{
     ATTACH, ATTACH_LIMIT_MS, Figure, IDLE_RSS, IDLE_RSS_LIMIT_MIB, SIM_CPU_4K, SIM_LATENCY,
     SIM_READ_1M, SIM_READ_4K, SIM_READ_4K_WOKEN, SIM_WRITE_4K,
 };
-use super::{PAIRS, fio, pause, ring};
+use super::{PAIRS, fio, in_turn, pause, ring};
 use crate::rpc::Client;
 use crate::sim_host::SimHost;
 use crate::{packages, process};
@@ -128,22 +128,29 @@ impl<'a> Bench<'a> {
         let (mut woken, mut writes, mut latency) = (Vec::new(), Vec::new(), Vec::new());
         for pair in 1..=PAIRS {
             println!("simulated host, pair {pair} of {PAIRS}");
-            let ours = self.guest(&Load { looks_us: GUEST_LOOKS_US, ..READ_4K })?;
-            let theirs = fio::run(&self.image, "randread", "4k", 32, RUN_SECONDS)?;
-            iops.push((ours.iops, theirs.iops));
+            let image = self.image.clone();
+            let theirs = |pattern, block, depth| {
+                let image = &image;
+                move || fio::run(image, pattern, block, depth, RUN_SECONDS)
+            };
+            let (ours, peer) = in_turn(
+                pair,
+                || self.guest(&Load { looks_us: GUEST_LOOKS_US, ..READ_4K }),
+                theirs("randread", "4k", 32),
+            )?;
+            iops.push((ours.iops, peer.iops));
             let ours = self.guest(&READ_4K)?;
-            woken.push((ours.iops, theirs.iops));
+            woken.push((ours.iops, peer.iops));
             // Of the dearer of both: this worker wakes its guest.
-            cpu.push((ours.cpu_us, theirs.cpu_us));
-            let ours = self.guest(&READ_1M)?;
-            let theirs = fio::run(&self.image, "read", "1m", 8, RUN_SECONDS)?;
-            mib.push((ours.mib, theirs.mib));
-            let ours = self.guest(&WRITE_4K)?;
-            let theirs = fio::run(&self.image, "randwrite", "4k", 32, RUN_SECONDS)?;
-            writes.push((ours.iops, theirs.iops));
-            let ours = self.guest(&READ_4K_ALONE)?;
-            let theirs = fio::run(&self.image, "randread", "4k", 1, RUN_SECONDS)?;
-            latency.push((1e6 / ours.iops, 1e6 / theirs.iops));
+            cpu.push((ours.cpu_us, peer.cpu_us));
+            let (ours, peer) = in_turn(pair, || self.guest(&READ_1M), theirs("read", "1m", 8))?;
+            mib.push((ours.mib, peer.mib));
+            let ours = || self.guest(&WRITE_4K);
+            let (ours, peer) = in_turn(pair, ours, theirs("randwrite", "4k", 32))?;
+            writes.push((ours.iops, peer.iops));
+            let ours = || self.guest(&READ_4K_ALONE);
+            let (ours, peer) = in_turn(pair, ours, theirs("randread", "4k", 1))?;
+            latency.push((1e6 / ours.iops, 1e6 / peer.iops));
         }
         self.release()?;
         Ok(vec![
