@@ -1,5 +1,5 @@
-//! A queue looks for something to do before it sleeps: for a moment, after waits that were short, and
-//! while the host has processors to spare. While it looks the guest is not asked for events.
+//! A queue looks for something to do before it sleeps: for a moment, after waits that were short,
+//! and while the host has processors to spare. While it looks the guest is not asked for events.
 
 use super::Server;
 use crate::device::Swept;
