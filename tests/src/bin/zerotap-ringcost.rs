@@ -8,17 +8,20 @@ use rustix::thread::{CpuSet, Pid, sched_setaffinity};
 use serde_json::json;
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::{Barrier, Mutex};
 use std::time::Duration;
 use zerotap_rpc_schema::worker::{VbdId, journal_bytes};
-use zerotap_tests::bare_worker::{BareWorker, HandBackend};
-use zerotap_tests::bench::{self, Pattern};
+use zerotap_tests::bare_worker::{BareWorker, Control, HandBackend};
+use zerotap_tests::bench::{self, Figures, Pattern};
 use zerotap_tests::blkfront::{Blkfront, Options, state};
 use zerotap_tests::footprint;
 use zerotap_tests::guest::Domain;
 use zerotap_tests::simhost::SimHost;
 
+/// The first guest's.
 const DOMID: u16 = 1;
+const DEVID: u32 = 51712;
 const MEMORY_BYTES: u64 = 64 << 20;
 
 /// Reads at random of a simulated guest by a bare worker.
@@ -55,8 +58,11 @@ struct Args {
     #[arg(long)]
     one_page: bool,
     /// The worker has the first CPU and the guest the second, and neither another.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "guests")]
     pinned: bool,
+    /// So many guests at once, each with a CPU that it shares with its queue.
+    #[arg(long)]
+    guests: Option<u16>,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -76,26 +82,6 @@ fn main() -> anyhow::Result<()> {
         pin(Some(worker.pid()), 0)?;
         pin(None, 1)?;
     }
-    let mut control = worker.control()?;
-    let (queues, ring_order) = (args.queues, args.ring_order);
-    let options = Options { checked: false, queues, ring_order, ..Options::default() };
-    let vbd = VbdId { domid: DOMID, devid: options.devid };
-    let domain = Domain::create(host.dir(), DOMID, MEMORY_BYTES, false)?;
-    let image = control.image().expect("a control connection was greeted");
-    let mut backend = HandBackend::offer(&host, vbd, &image)?;
-    let mut front = Blkfront::announce(domain, options)?;
-    front.publish()?;
-    let ring = backend.ring()?;
-    let mut journals = Vec::new();
-    for (number, queue) in ring.queues.iter().enumerate().filter(|_| args.journal) {
-        let path = own.join(format!("journal-{number}"));
-        let journal = File::options().create_new(true).read(true).write(true).open(path)?;
-        journal.set_len(journal_bytes(queue.ring_refs.len()) as u64)?;
-        journals.push(journal);
-    }
-    worker.connect_with(&mut control, vbd, ring, true, &journals)?;
-    backend.set_state(state::CONNECTED)?;
-    front.adopt_offer()?;
     let plan = bench::Plan {
         pattern: Pattern::RandRead,
         block_bytes: args.block_bytes,
@@ -105,11 +91,42 @@ fn main() -> anyhow::Result<()> {
         one_page: args.one_page,
     };
     let before = footprint::cpu_ns(worker.pid())?;
-    let figures = bench::run(&mut front, &plan)?;
+    let control = Mutex::new(worker.control()?);
+    let guests = args.guests.unwrap_or(1);
+    let connected = Barrier::new(guests.into());
+    let begin = |number: u16| {
+        let mut control = control.lock().expect("no guest panics");
+        let before = threads(worker.pid())?;
+        let front = connect(&args, &host, &own, &worker, &mut control, DOMID + number)?;
+        let all = threads(worker.pid())?;
+        for new in all.into_iter().filter(|it| args.guests.is_some() && !before.contains(it)) {
+            pin(Some(new), number.into())?;
+        }
+        anyhow::Ok(front)
+    };
+    let guest = |number: u16| -> anyhow::Result<Figures> {
+        // Whatever becomes of it, the others are not kept waiting.
+        let front = begin(number);
+        connected.wait();
+        if args.guests.is_some() {
+            pin(None, number.into())?;
+        }
+        let (mut front, _backend) = front?;
+        bench::run(&mut front, &plan)
+    };
+    let ran = std::thread::scope(|scope| {
+        let guest = &guest;
+        let guests: Vec<_> = (0..guests).map(|number| scope.spawn(move || guest(number))).collect();
+        let ends = guests.into_iter().map(|it| it.join().expect("no guest panics"));
+        ends.collect::<anyhow::Result<Vec<_>>>()
+    })?;
     let cpu_ns = footprint::cpu_ns(worker.pid())? - before;
-    let mut said = serde_json::to_value(&figures)?;
-    said["worker_cpu_ns"] = json!(cpu_ns / figures.requests.max(1));
-    let counters = control.counters(vbd)?.counters;
+    let mut said = serde_json::to_value(&ran[0])?;
+    said["iops"] = json!(ran.iter().map(|figures| figures.iops).sum::<f64>());
+    let requests = ran.iter().map(|figures| figures.requests).sum::<u64>();
+    said["worker_cpu_ns"] = json!(cpu_ns / requests.max(1));
+    let mut control = control.into_inner().expect("no guest panics");
+    let counters = control.counters(VbdId { domid: DOMID, devid: DEVID })?.counters;
     said["look_hits"] = json!(counters.look_hits);
     said["look_misses"] = json!(counters.look_misses);
     said["worker_kib"] = json!(footprint::own_kib(worker.pid())?);
@@ -117,7 +134,49 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Lets a process, or this one, run on one CPU only.
+/// A guest whose disk the worker serves.
+fn connect(
+    args: &Args,
+    host: &SimHost,
+    own: &Path,
+    worker: &BareWorker,
+    control: &mut Control,
+    domid: u16,
+) -> anyhow::Result<(Blkfront, HandBackend)> {
+    let (queues, ring_order) = (args.queues, args.ring_order);
+    let options =
+        Options { checked: false, queues, ring_order, devid: DEVID, ..Options::default() };
+    let vbd = VbdId { domid, devid: DEVID };
+    let domain = Domain::create(host.dir(), domid, MEMORY_BYTES, false)?;
+    let image = control.image().expect("a control connection was greeted");
+    let mut backend = HandBackend::offer(host, vbd, &image)?;
+    let mut front = Blkfront::announce(domain, options)?;
+    front.publish()?;
+    let ring = backend.ring()?;
+    let mut journals = Vec::new();
+    for (number, queue) in ring.queues.iter().enumerate().filter(|_| args.journal) {
+        let path = own.join(format!("journal-{domid}-{number}"));
+        let journal = File::options().create_new(true).read(true).write(true).open(path)?;
+        journal.set_len(journal_bytes(queue.ring_refs.len()) as u64)?;
+        journals.push(journal);
+    }
+    worker.connect_with(control, vbd, ring, true, &journals)?;
+    backend.set_state(state::CONNECTED)?;
+    front.adopt_offer()?;
+    Ok((front, backend))
+}
+
+/// A process's threads.
+fn threads(pid: u32) -> anyhow::Result<Vec<u32>> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"))?;
+    let number = |task: std::io::Result<std::fs::DirEntry>| {
+        let name = task?.file_name();
+        name.to_str().and_then(|name| name.parse().ok()).context("a thread's number")
+    };
+    tasks.map(number).collect()
+}
+
+/// Lets a thread, or this one, run on one CPU only.
 fn pin(pid: Option<u32>, cpu: usize) -> anyhow::Result<()> {
     let pid = match pid {
         Some(pid) => Some(Pid::from_raw(i32::try_from(pid)?).context("a process")?),

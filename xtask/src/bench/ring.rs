@@ -7,17 +7,18 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::PAIRS;
 use super::figure::{
     FULL_RSS, FULL_RSS_LIMIT_MIB, Figure, RING, RING_CPU, RING_CPU_LIMIT_US, RING_LIMIT, TWO_QUEUES,
 };
+use super::{PAIRS, in_turn};
 use crate::process;
 use crate::sim_host::SimHost;
 
 const SECONDS: u32 = 2;
 const IMAGE_MIB: u32 = 64;
 /// Four queues of order 4, each with as many requests as it has entries.
-const FULL: [&str; 6] = ["--queues", "4", "--ring-order", "4", "--depth", "2048"];
+const FULL: [&str; 8] =
+    ["--queues", "4", "--ring-order", "4", "--depth", "2048", "--spin-us", "1000"];
 /// The largest requests there are.
 const LARGEST: [&str; 3] = ["--block-bytes", "1048576", "--one-page"];
 
@@ -29,14 +30,16 @@ pub(super) fn measure(host: &SimHost, disk: &Path) -> Result<Vec<Figure>> {
     let (mut rates, mut cpu, mut queues, mut memory) = (vec![], vec![], vec![], vec![]);
     for pair in 1..=PAIRS {
         println!("a ring by itself, pair {pair} of {PAIRS}");
-        let one = bench(&["--pinned"])?;
+        let one = bench(&["--pinned", "--spin-us", "1000"])?;
         rates.push((number(&one, "iops")?, RING_LIMIT));
         cpu.push((number(&one, "worker_cpu_ns")? / 1e3, RING_CPU_LIMIT_US));
-        // On CPUs that they share with the guest: what each request costs is comparable all the
-        // same, and where it costs no more, twice the CPUs answer twice as many.
-        let one = bench(&["--depth", "64", "--ring-order", "1"])?;
-        let two = bench(&["--depth", "64", "--queues", "2"])?;
-        queues.push((number(&two, "worker_cpu_ns")? / 1e3, number(&one, "worker_cpu_ns")? / 1e3));
+        // A guest for each queue, for one is a single thread, and a CPU for both.
+        let (two, one) = in_turn(
+            pair,
+            || number(&bench(&["--guests", "2"])?, "iops"),
+            || number(&bench(&["--guests", "1"])?, "iops"),
+        )?;
+        queues.push((two, one));
         let full = run(host, disk, &[&FULL[..], &LARGEST].concat())?;
         memory.push((number(&full, "worker_kib")? / 1024.0, FULL_RSS_LIMIT_MIB));
     }
@@ -52,7 +55,7 @@ pub(super) fn measure(host: &SimHost, disk: &Path) -> Result<Vec<Figure>> {
 fn run(host: &SimHost, image: &Path, arguments: &[&str]) -> Result<Value> {
     let mut command = host.program("zerotap-ringcost");
     command.arg("--image").arg(image).args(["--seconds", &SECONDS.to_string()]);
-    command.args(["--spin-us", "1000", "--journal"]).args(arguments);
+    command.arg("--journal").args(arguments);
     let said = process::output(&mut command)?;
     serde_json::from_str(said.trim()).with_context(|| said.clone())
 }
