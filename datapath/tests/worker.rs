@@ -78,8 +78,8 @@ fn what_is_written_is_read_back_and_stands_in_the_file() {
 }
 
 #[test]
-fn a_queue_looks_before_it_sleeps_while_the_host_is_idle() {
-    for (stat, idle) in [("cpu  0 0 0 9 0 0 0 0\n", true), ("cpu  9 0 0 1 0 0 0 0\n", false)] {
+fn a_queue_looks_before_it_sleeps_while_the_host_has_processors_to_spare() {
+    for (stat, idle) in [("cpu  0 0 0 9 0 0 0 0\n", true), ("cpu  99 0 0 1 0 0 0 0\n", false)] {
         let file = memfd_create("stat", MemfdFlags::CLOEXEC).unwrap();
         rustix::io::write(&file, stat.as_bytes()).unwrap();
         let rig = Rig::looking(64, file);
@@ -99,12 +99,12 @@ fn a_queue_looks_before_it_sleeps_while_the_host_is_idle() {
             hits += counters.look_hits;
             looks += counters.look_hits + counters.look_misses;
             front.disconnect();
-            let enough = if idle && rig.looks() { hits > 0 } else { domid == 3 };
+            let enough = if idle { hits > 0 } else { domid == 3 };
             if enough || Instant::now() > until {
                 break;
             }
         }
-        match idle && rig.looks() {
+        match idle {
             true => assert!(hits > 0, "{looks} looks, all in vain"),
             false => assert_eq!(looks, 0),
         }

@@ -19,7 +19,7 @@ use zerotap_datapath::ring::shared::SharedMapping;
 use zerotap_datapath::worker::{Given, Worker};
 use zerotap_datapath::xen::Host;
 use zerotap_datapath::xen::budget::Budget;
-use zerotap_rpc_schema::engine::{EngineChoice, EngineKind, EngineSetting};
+use zerotap_rpc_schema::engine::{EngineChoice, EngineSetting};
 use zerotap_rpc_schema::space::NoSpace;
 use zerotap_rpc_schema::worker::{Answer, Ask, Discard, PROTOCOL, Reply, Request, TransferRule};
 
@@ -138,13 +138,6 @@ impl Rig {
     pub fn fifo(&self, name: &str) -> OwnedFd {
         mkfifoat(CWD, self.path(name), Mode::RUSR | Mode::WUSR).unwrap();
         open(self.path(name), OFlags::RDWR | OFlags::NONBLOCK, Mode::empty()).unwrap()
-    }
-
-    /// Whether its engine tells of news without a system call.
-    pub fn looks(&self) -> bool {
-        let hello = self.control().ask(Ask::Hello { protocol: PROTOCOL }, None);
-        let Answer::Hello { engine, .. } = hello else { panic!("no hello") };
-        engine.kind == EngineKind::IoUring
     }
 
     pub fn control(&self) -> Control {

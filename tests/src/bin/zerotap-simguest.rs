@@ -5,8 +5,7 @@ use clap::{Parser, ValueEnum};
 use serde_json::json;
 use std::io::Write as _;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use zerotap_tests::bench::{self, Pattern};
 use zerotap_tests::blkfront::{Blkfront, Options};
@@ -144,13 +143,13 @@ fn verify(args: &Args, domain: Domain) -> anyhow::Result<()> {
     let (domid, memory_bytes) = (args.domid, args.memory);
     let guest = Guest { domid, memory_bytes, options: options(args), plan };
     let expect = if args.fresh { Expect::Fresh } else { Expect::Used };
-    let (progress, over) = (Arc::new(Progress::default()), Arc::new(AtomicBool::new(false)));
+    let (progress, over) = (Arc::new(Progress::default()), Arc::new(Mutex::new(false)));
     if matches!(args.progress, ProgressFormat::Json) {
         let (progress, over) = (Arc::clone(&progress), Arc::clone(&over));
         std::thread::spawn(move || tell(&progress, &over));
     }
     let ended = live(domain, &guest, expect, &progress);
-    over.store(true, Ordering::Release);
+    *over.lock().expect("nobody panics who holds it") = true;
     match ended {
         Ok(ended) if ended.report.errors == 0 => say(&serde_json::to_string(&ended.report)?),
         Ok(ended) => {
@@ -165,10 +164,15 @@ fn verify(args: &Args, domain: Domain) -> anyhow::Result<()> {
     }
 }
 
-fn tell(progress: &Progress, over: &AtomicBool) {
+/// Holds `over` while it tells: the report comes last.
+fn tell(progress: &Progress, over: &Mutex<bool>) {
     let started = Instant::now();
-    while !over.load(Ordering::Acquire) {
+    loop {
         std::thread::sleep(Duration::from_millis(PROGRESS_MS));
+        let over = over.lock().expect("nobody panics who holds it");
+        if *over {
+            return;
+        }
         let report = progress.report(started.elapsed(), true);
         let line = json!({
             "progress": {
