@@ -53,13 +53,15 @@ pub struct Patience {
     /// What may be looked, in parts of a microsecond as the budget has them, and when that was so.
     saved: u64,
     at_us: u64,
+    /// How long the latest look may last.
+    granted_us: u64,
 }
 
 impl Patience {
     /// Of a thread that has not waited yet.
     #[must_use]
     pub fn new(terms: Terms) -> Patience {
-        Patience { terms, short: false, rest: 0, rested: 0, saved: 0, at_us: 0 }
+        Patience { terms, short: false, rest: 0, rested: 0, saved: 0, at_us: 0, granted_us: 0 }
     }
 
     /// How long to look now, microseconds; zero is not at all.
@@ -75,11 +77,14 @@ impl Patience {
             self.rest -= 1;
             return 0;
         }
-        look_us_max.min(self.saved / of)
+        self.granted_us = look_us_max.min(self.saved / of);
+        self.granted_us
     }
 
-    /// So long was looked, in vain or not. In vain again and again, it looks ever more seldom.
+    /// So long was looked, in vain or not. In vain again and again, it looks ever more seldom. A
+    /// look that took longer than it may was in vain: somebody else had the processor meanwhile.
     pub fn looked(&mut self, us: u64, found: bool) {
+        let found = found && us <= self.granted_us;
         self.saved = self.saved.saturating_sub(us * self.terms.budget.1);
         self.rested = if found { self.rested / 2 } else { 2 * self.rested + 1 };
         self.rested = self.rested.min(self.terms.rest_max);
@@ -154,6 +159,17 @@ mod tests {
         assert!((10..25).contains(&in_vain), "{in_vain} of 10000 waits");
         looks(true, 5000);
         assert_eq!(looks(true, 1000), 1000, "they are of use again");
+    }
+
+    #[test]
+    fn a_look_that_took_too_long_was_in_vain() {
+        for (us_more, then_us) in [(0, 100), (1, 0)] {
+            let mut patience = Patience::new(of_storage(1));
+            patience.waited(50);
+            let look_us = patience.look_us(1_000_000);
+            patience.looked(look_us + us_more, true);
+            assert_eq!(patience.look_us(2_000_000), then_us, "{us_more} us too long");
+        }
     }
 
     proptest! {

@@ -78,8 +78,7 @@ impl Server {
         }
         if let Some(looks) = &mut self.looks {
             looks.looked_us += looked_us;
-            // One that took too long was in somebody else's way, who had the processor meanwhile.
-            looks.of(running).looked(looked_us, found && looked_us <= look_us);
+            looks.of(running).looked(looked_us, found);
         }
         self.device.count_look(looked_us, found);
         if news {

@@ -126,13 +126,11 @@ impl<'a> Bench<'a> {
         self.attach_and_activate()?;
         let (mut iops, mut cpu, mut mib) = (Vec::new(), Vec::new(), Vec::new());
         let (mut woken, mut writes, mut latency) = (Vec::new(), Vec::new(), Vec::new());
+        let image = &self.image.clone();
+        let theirs =
+            |pattern, block, depth| move || fio::run(image, pattern, block, depth, RUN_SECONDS);
         for pair in 1..=PAIRS {
             println!("simulated host, pair {pair} of {PAIRS}");
-            let image = self.image.clone();
-            let theirs = |pattern, block, depth| {
-                let image = &image;
-                move || fio::run(image, pattern, block, depth, RUN_SECONDS)
-            };
             let (ours, peer) = in_turn(
                 pair,
                 || self.guest(&Load { looks_us: GUEST_LOOKS_US, ..READ_4K }),
